@@ -1,0 +1,98 @@
+"""The flow `macflow`: every stage of dvc.yaml as a task, in the order and the breadth that DVC's graph allows.
+
+Prefect owns when and where; DVC owns what is up to date. The flow holds no list of stages.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, runtime
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
+from prefect.states import Completed, Failed
+
+from flows.dvc_process import begin_run, stop_all
+from flows.dvc_stage import repro, save_experiment
+from flows.plan import PlannedStage, read_plan, select
+from flows.tied import end_with_parent
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@flow(name="macflow", description="Bring the DVC pipeline up to date, one task per stage.")
+def pipeline(force: bool = False, targets: list[str] | None = None, save: bool = False) -> State[Any]:
+    """Run what is out of date.
+
+    Args:
+        force: run every selected stage, changed or not.
+        targets: stages to bring up to date with all that they need; all stages if left out.
+        save: keep the result as a DVC experiment named after this run.
+    """
+    _end_with_worker()
+    try:
+        return _run(force, targets, save)
+    except Exception:
+        raise
+    except BaseException:  # cancelled, ended by SIGTERM or Ctrl-C: none of these is an `Exception`
+        stop_all()
+        raise
+
+
+def _run(force: bool, targets: list[str] | None, save: bool) -> State[Any]:
+    log = get_run_logger()
+    if repaired := begin_run(ROOT):
+        log.warning(repaired)
+    plan = read_plan(ROOT)
+    try:
+        stages = select(plan, targets or plan)
+    except ValueError as error:
+        return Failed(message=str(error))
+    log.info("stages: %s", ", ".join(stage.name for stage in stages))
+    futures: dict[str, PrefectFuture[Any]] = {}
+    for stage in stages:
+        upstream = [futures[name] for name in stage.upstream]
+        futures[stage.name] = repro.submit(ROOT, stage, force, wait_for=upstream)
+    for future in futures.values():
+        future.wait()
+    return _conclude(stages, futures, save)
+
+
+def _conclude(stages: list[PlannedStage], futures: dict[str, PrefectFuture[Any]], save: bool) -> State[Any]:
+    """Publish one row per stage and return the run's state, with the words of the stages that failed."""
+    rows: list[dict[str, object]] = []
+    failures: list[str] = []
+    for stage in stages:
+        state = futures[stage.name].state
+        if state.is_completed():
+            result = futures[stage.name].result()
+            rows.append({"stage": stage.name, "outcome": result.outcome, "seconds": result.seconds})
+            continue
+        # A stage whose predecessor failed is pending, "NotReady": it has nothing to say of its own.
+        outcome = "not run" if state.is_pending() else state.name
+        rows.append({"stage": stage.name, "outcome": outcome, "seconds": None})
+        if not state.is_pending():
+            failures.append(state.message or f"{stage.name}: {state.name}")
+    create_table_artifact(key="stages", table=rows, description="What each stage did in this run.")
+    if failures:
+        return Failed(message="\n".join(failures))
+    ran = [row["stage"] for row in rows if row["outcome"] == "ran"]
+    done = f"{len(ran)} of {len(rows)} stages ran, the others were up to date"
+    if save:
+        saved = save_experiment(ROOT, runtime.flow_run.get_name(), return_state=True)
+        if not saved.is_completed():
+            return Failed(message=saved.message)
+        done += f"; saved as experiment {runtime.flow_run.get_name()}"
+    return Completed(message=done)
+
+
+def _end_with_worker() -> None:
+    """End with the worker that started this process, even where the worker is killed.
+
+    A run that outlives its worker is reported by nobody and holds the deployment's only slot.
+    """
+    if "PREFECT__FLOW_RUN_ID" in os.environ:
+        end_with_parent(os.getppid())

@@ -1,0 +1,181 @@
+"""`params.yaml` as frozen, validated models: one class per section, no defaults, no unknown keys.
+
+Values and the reasons for them stand in `params.yaml`; rules stand here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from macflow.types import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Hidden = Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class EnvParams(Section):
+    id: str
+    # Passed to the environment's constructor; the registry entry checks names and values.
+    kwargs: dict[str, Any]
+
+
+class RecordParams(Section):
+    # Name of a behaviour registered with the environment.
+    behaviour: str
+    episodes: Positive
+    seed: Natural
+
+
+class PrepareParams(Section):
+    # Folder of the Minari dataset to ingest: the record stage's output, or one of your own.
+    raw: str
+    # Largest |reward| and |observation| that is believed.
+    max_abs_reward: PositiveFloat
+    max_abs_observation: PositiveFloat
+    # Largest share of transitions that may be exact copies of another.
+    max_duplicate_fraction: Fraction
+
+
+class DescribeParams(Section):
+    # Random-hyperplane cells of the state for the conditional statistics.
+    state_cells: Positive
+    # Bins per action dimension for coverage and entropy.
+    action_bins: Positive
+    seed: Natural
+
+
+class TrainingParams(Section):
+    """What all training stages share."""
+
+    seed: Natural
+    # Torch threads; part of the arithmetic's order, hence of the result's bytes.
+    threads: Positive
+    device: Literal["cpu", "cuda"]
+    # Steps between checkpoints, and between rows of the curves.
+    checkpoint_every: Positive
+    log_every: Positive
+
+
+class FlowParams(Section):
+    # joint: one field over all agents (Eq. 4). individual: one per agent (the paper's ablation).
+    scope: Literal["joint", "individual"]
+    hidden: Hidden
+    steps: Positive
+    batch_size: Positive
+    learning_rate: PositiveFloat
+    # Euler steps of the sampler.
+    euler_steps: Positive
+
+
+class TeacherParams(Section):
+    # K: noises, and samples of the frozen flow, kept per dataset row.
+    samples: Positive
+    seed: Natural
+
+
+class CriticParams(Section):
+    mixer: Literal["mean", "qmix"]
+    # Where the target's next action comes from: see docs/adr/0001.
+    next_action: Literal["flow", "flow_best_of", "in_sample"]
+    hidden: Hidden
+    # C: critics in the ensemble, and how their values become one.
+    ensemble: Positive
+    aggregate: Literal["mean", "min"]
+    discount: Annotated[float, Field(ge=0, lt=1)]
+    polyak_tau: Annotated[float, Field(gt=0, le=1)]
+    steps: Positive
+    batch_size: Positive
+    learning_rate: PositiveFloat
+
+
+class DistillParams(Section):
+    # Weight of the distillation term against the normalised Q term (Eq. 9).
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    # false leaves the Q term out: plain distillation (Eq. 7).
+    q_term: bool
+    # shared: one net, agent id appended. separate: one net per agent.
+    sharing: Literal["shared", "separate"]
+    hidden: Hidden
+    steps: Positive
+    batch_size: Positive
+    learning_rate: PositiveFloat
+    # Steps between measurements of the bounds of Props. 4.2 and 4.3.
+    diagnose_every: Positive
+
+
+class EvaluateParams(Section):
+    episodes: Positive
+    seed: Natural
+    # Environments stepped together, and processes that step them.
+    n_envs: Positive
+    workers: Positive
+
+
+class DiagnoseParams(Section):
+    # States, and joint actions per state, of the optimal-transport and bound estimates.
+    states: Positive
+    samples: Annotated[int, Field(ge=2)]
+    seed: Natural
+    # q_collapse: raised where |Q| exceeds this multiple of |r|max / (1 - discount).
+    q_collapse_ratio: PositiveFloat
+    # factorisation_failure: raised where W2 exceeds this multiple of the flow's spread.
+    factorisation_ratio: PositiveFloat
+    # mode_dropping: raised where more than this share of the flow's modes is not covered.
+    mode_dropping_fraction: Fraction
+
+
+class ReportParams(Section):
+    title: str
+
+
+class Params(Section):
+    env: EnvParams
+    record: RecordParams
+    prepare: PrepareParams
+    describe: DescribeParams
+    training: TrainingParams
+    flow: FlowParams
+    teacher: TeacherParams
+    critic: CriticParams
+    distill: DistillParams
+    evaluate: EvaluateParams
+    diagnose: DiagnoseParams
+    report: ReportParams
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def load_section(path: Path, name: str, kind: type[SectionT]) -> SectionT:
+    """Read and validate section `name` of a params file.
+
+    Raises:
+        ConfigError: naming the file, field, rule and received value.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: file not found") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict) or name not in raw:
+        raise ConfigError(f"{path}: section `{name}` is missing")
+    try:
+        return kind.model_validate(raw[name])
+    except ValidationError as error:
+        problems = "; ".join(
+            f"`{'.'.join([name, *map(str, e['loc'])])}`: {e['msg']} (received {e['input']!r})"
+            for e in error.errors()
+        )
+        raise ConfigError(f"{path}: {problems}") from None

@@ -1,0 +1,175 @@
+"""Scripted behaviours to record: what each agent does, and how good and how varied it is.
+
+All act on raw observations alone, plus what each episode draws from its own seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from macflow.types import ActionArray, Actor, BoolArray, FloatArray, MultiAgentSpec
+
+Behaviour = Callable[[MultiAgentSpec], Actor]
+# Targets (E, N, 2) relative to each agent, velocities (E, N, 2) -> wanted action (E, N, 2) in [-1, 1].
+Control = Callable[[FloatArray, FloatArray], FloatArray]
+
+# Keeps a behaviour's random numbers apart from those the environment draws from the same seed.
+_STREAM = 0x6D61_6366
+
+
+@dataclass(frozen=True)
+class Skill:
+    """How well one episode is played."""
+
+    # Share of the controller's speed, in (0, 1].
+    vigour: float
+    # Standard deviation of the Gaussian noise on each action dimension.
+    noise: float
+    # Weight of the controller's action against a uniform one's; 0 acts at random.
+    control: float = 1.0
+
+
+Quality = Callable[[Generator], Skill]
+
+
+class Uniform:
+    """Act uniformly at random over the bounds, or over the legal actions."""
+
+    def __init__(self, spec: MultiAgentSpec) -> None:
+        self._spec = spec
+        self._episodes: list[Generator] = []
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self._episodes = [_generator(seed) for seed in seeds]
+
+    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
+        spec = self._spec
+        if spec.discrete:
+            draws = _draw(self._episodes, lambda rng: rng.random(spec.n_agents))
+            return _pick(draws, legal_actions, (len(draws), spec.n_agents, spec.action_size))
+        low, high = np.float32(spec.action_low), np.float32(spec.action_high)
+        shape = (spec.n_agents, spec.action_size)
+        return low + (high - low) * _draw(self._episodes, lambda rng: rng.random(shape)).astype(np.float32)
+
+
+class Cover:
+    """Drive each agent to a landmark of its own, assigned by a permutation drawn per episode.
+
+    The draw is uniform and shown to nobody, so a state has up to N! right joint actions and the
+    recorded joint behaviour is truly multi-modal. Expects observations that begin with
+    [velocity (2), position (2)] where `has_velocity`, else [position (2)], followed by the
+    landmarks' positions relative to the agent (2 N).
+    """
+
+    def __init__(
+        self, spec: MultiAgentSpec, control: Control, quality: Quality, has_velocity: bool, dead_zone: float = 0.0
+    ) -> None:
+        self._spec = spec
+        self._control = control
+        self._quality = quality
+        self._has_velocity = has_velocity
+        # Discrete only: a wanted push shorter than this is no push.
+        self._dead_zone = dead_zone
+        self._episodes: list[Generator] = []
+        self._assignment: NDArray[np.int64] = np.zeros((0, spec.n_agents), np.int64)
+        self._skills: NDArray[np.float32] = np.zeros((3, 0, 1, 1), np.float32)
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self._episodes = [_generator(seed) for seed in seeds]
+        self._assignment = _draw(self._episodes, lambda rng: rng.permutation(self._spec.n_agents))
+        skills = [self._quality(rng) for rng in self._episodes]
+        self._skills = np.float32([[s.vigour, s.noise, s.control] for s in skills]).T[:, :, None, None]
+
+    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
+        e, n = self._assignment.shape
+        start = 4 if self._has_velocity else 2
+        landmarks = obs[:, :, start : start + 2 * n].reshape(e, n, n, 2)
+        targets = np.take_along_axis(landmarks, self._assignment[:, :, None, None], axis=2)[:, :, 0]
+        velocity = obs[:, :, :2] if self._has_velocity else np.zeros_like(targets)
+        vigour, noise, control = self._skills
+        wanted = self._control(vigour * targets, velocity)
+        wanted += noise * _draw(self._episodes, lambda rng: rng.standard_normal((n, 2), np.float32))
+        if self._spec.discrete:
+            return self._push(wanted, control[:, :, 0])
+        stray = _draw(self._episodes, lambda rng: rng.random((n, 2), np.float32)) * 2 - 1
+        return np.clip(control * wanted + (1 - control) * stray, -1.0, 1.0)
+
+    def _push(self, wanted: FloatArray, control: FloatArray) -> ActionArray:
+        """Choose among mpe2's [none, left, right, down, up] the push nearest to `wanted`."""
+        n = self._spec.n_agents
+        axis = np.abs(wanted).argmax(axis=2)
+        along = np.take_along_axis(wanted, axis[:, :, None], axis=2)[:, :, 0]
+        actions = np.where(np.abs(along) < self._dead_zone, 0, 1 + 2 * axis + (along > 0))
+        stray = _draw(self._episodes, lambda rng: rng.integers(0, 5, n))
+        strays = _draw(self._episodes, lambda rng: rng.random(n)) >= control
+        return np.where(strays, stray, actions)
+
+
+class JointChoice:
+    """Play one joint action per episode, drawn from a table of joint actions and probabilities."""
+
+    def __init__(self, spec: MultiAgentSpec, table: Mapping[tuple[int, ...], float]) -> None:
+        self._joint = np.array(list(table), np.int64)  # (choices, N)
+        self._probabilities = np.array(list(table.values()))
+        self._actions: ActionArray = np.zeros((0, spec.n_agents), np.int64)
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        rows = [_generator(s).choice(len(self._joint), p=self._probabilities) for s in seeds]
+        self._actions = self._joint[rows]
+
+    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
+        return self._actions.copy()
+
+
+class Agreement:
+    """Draw one sign per episode that all agents follow, each at its own noisy distance from zero."""
+
+    def __init__(self, spec: MultiAgentSpec, mean: float, deviation: float) -> None:
+        self._shape = (spec.n_agents, spec.action_size)
+        self._mean = mean
+        self._deviation = deviation
+        self._episodes: list[Generator] = []
+        self._signs: NDArray[np.float32] = np.zeros((0, 1, 1), np.float32)
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self._episodes = [_generator(seed) for seed in seeds]
+        self._signs = _draw(self._episodes, lambda rng: np.float32([[2 * rng.integers(2) - 1]]))
+
+    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
+        noise = _draw(self._episodes, lambda rng: rng.standard_normal(self._shape, np.float32))
+        return np.clip(self._signs * (self._mean + self._deviation * noise), -1.0, 1.0).astype(np.float32)
+
+
+def always(skill: Skill) -> Quality:
+    """Play every episode with the same skill."""
+    return lambda rng: skill
+
+
+def replay_of(best: Skill) -> Quality:
+    """Draw how much of `best` an episode shows, from nothing (random) to all, uniformly."""
+    return lambda rng: replace(best, control=float(rng.random()))
+
+
+def half_and_half(first: Skill, second: Skill) -> Quality:
+    """Play each episode with one of two skills, at even odds."""
+    return lambda rng: first if rng.random() < 0.5 else second
+
+
+def _generator(seed: int) -> Generator:
+    return np.random.default_rng([_STREAM, seed])
+
+
+def _draw(episodes: Sequence[Generator], draw: Callable[[Generator], NDArray[np.generic]]) -> NDArray[np.generic]:
+    return np.stack([draw(rng) for rng in episodes])
+
+
+def _pick(draws: NDArray[np.float64], legal: BoolArray | None, shape: tuple[int, int, int]) -> ActionArray:
+    """Turn uniform draws (E, N) into indices uniform over the legal actions."""
+    mask = np.ones(shape, np.bool_) if legal is None else legal
+    rank = np.floor(draws * mask.sum(axis=2)).astype(np.int64)
+    return (mask.cumsum(axis=2) > rank[:, :, None]).argmax(axis=2)

@@ -1,0 +1,240 @@
+"""The deployable policy bundle: one-step policies that act from their own observation, on nothing else.
+
+`policy.safetensors` holds the weights, `policy.json` everything needed to act and to know what the
+policy was made from. Neither the dataset, DVC nor the environment is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from macflow.actions import decode_actions
+from macflow.algorithms.distillation import masked_log_softmax
+from macflow.algorithms.flow_matching import one_hot_of_best_legal
+from macflow.data.normalizer import Normalizer
+from macflow.files import read_json, write_json
+from macflow.nets.policy import OneStepPolicy
+from macflow.types import ActionArray, BoolArray, DataError, FloatArray, MultiAgentSpec
+
+SCHEMA_VERSION = 1
+
+
+class Policy:
+    """Decentralised one-step policies of all agents, acting on raw observations.
+
+    Agent i draws its noise from a stream of its own, seeded by (seed, i): acting together and
+    acting alone give the same actions.
+    """
+
+    def __init__(
+        self,
+        spec: MultiAgentSpec,
+        normalizer: Normalizer,
+        net: OneStepPolicy,
+        manifest: Mapping[str, Any],
+        seed: int = 0,
+    ) -> None:
+        self.spec = spec
+        self.normalizer = normalizer
+        self.net = net
+        self.manifest = manifest
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Restart every agent's noise stream."""
+        self._streams = [
+            np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,)))
+            for i in range(self.spec.n_agents)
+        ]
+
+    def act(
+        self, obs: Mapping[str, ArrayLike], legal_actions: Mapping[str, ArrayLike] | None = None
+    ) -> dict[str, Any]:
+        """Choose actions for the agents in `obs`, each from its own observation.
+
+        Args:
+            obs: agent id -> observation (O_i,), in the environment's units.
+            legal_actions: agent id -> bool (A,); discrete only, all legal where None.
+
+        Returns:
+            agent id -> float32 (A,) within the environment's bounds, or an int.
+
+        Raises:
+            ValueError: naming the agent, the rule and the received value.
+        """
+        n, a = self.spec.n_agents, self.spec.action_size
+        rows = np.zeros((1, n, self.spec.obs_size), np.float32)
+        noise = np.zeros((1, n, a), np.float32)
+        legal = np.ones((1, n, a), np.bool_)
+        indices = {agent: self._index(agent) for agent in obs}
+        for agent, i in indices.items():
+            rows[0, i, : self.spec.obs_dims[i]] = self._checked_obs(agent, i, obs[agent])
+            if legal_actions is not None and agent in legal_actions:
+                legal[0, i] = self._checked_legal(agent, legal_actions[agent])
+        for i in indices.values():
+            noise[0, i] = self._streams[i].standard_normal(a, np.float32)
+        actions = self.act_batch(rows, torch.from_numpy(noise), legal if self.spec.discrete else None)[0]
+        return {
+            agent: int(actions[i]) if self.spec.discrete else actions[i] for agent, i in indices.items()
+        }
+
+    def agent(self, agent_id: str) -> AgentPolicy:
+        """Return the policy of one agent, which needs that agent's observation alone."""
+        self._index(agent_id)
+        return AgentPolicy(self, agent_id)
+
+    def actor(self) -> PolicyActor:
+        """Return the policies as an `Actor` for batches of environments."""
+        return PolicyActor(self)
+
+    def act_batch(self, obs: FloatArray, noise: Tensor, legal_actions: BoolArray | None) -> ActionArray:
+        """Map raw obs (E, N, O) and noise (E, N, A) to environment actions (E, N, A) or (E, N)."""
+        legal = None if legal_actions is None else torch.from_numpy(legal_actions)
+        out = self.sample(torch.from_numpy(obs), noise, legal)
+        if legal is not None:
+            out = one_hot_of_best_legal(out, legal)
+        return decode_actions(self.spec, out)
+
+    @torch.no_grad()
+    def sample(self, obs: Tensor, noise: Tensor, legal_actions: Tensor | None) -> Tensor:
+        """Map raw obs (B, N, O) and noise (B, N, A) to the flow's action space (B, N, A).
+
+        Continuous: clipped to [-1, 1]. Discrete: probabilities over the legal actions.
+        """
+        out: Tensor = self.net(self.normalizer.normalize_obs(obs), noise)
+        if legal_actions is None:
+            return out.clamp(-1.0, 1.0)
+        return masked_log_softmax(out, legal_actions).exp()
+
+    def _index(self, agent: str) -> int:
+        try:
+            return self.spec.agent_ids.index(agent)
+        except ValueError:
+            raise ValueError(
+                f"agent id must be one of {list(self.spec.agent_ids)}, received {agent!r}"
+            ) from None
+
+    def _checked_obs(self, agent: str, index: int, obs: ArrayLike) -> NDArray[np.float32]:
+        array = np.asarray(obs, np.float32)
+        size = self.spec.obs_dims[index]
+        if array.shape != (size,):
+            raise ValueError(f"observation of {agent!r} must have shape ({size},), received {array.shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"observation of {agent!r} must be finite, received {array.tolist()}")
+        return array
+
+    def _checked_legal(self, agent: str, legal: ArrayLike) -> NDArray[np.bool_]:
+        array = np.asarray(legal, np.bool_)
+        if array.shape != (self.spec.action_size,) or not array.any():
+            raise ValueError(
+                f"legal actions of {agent!r} must be {self.spec.action_size} flags with at least one set, "
+                f"received {array.tolist()}"
+            )
+        return array
+
+
+class AgentPolicy:
+    """One agent's policy, deployable apart from the others."""
+
+    def __init__(self, policy: Policy, agent_id: str) -> None:
+        self._policy = policy
+        self.agent_id = agent_id
+
+    def act(self, obs: ArrayLike, legal_actions: ArrayLike | None = None) -> Any:
+        """Choose this agent's action from its own observation (O_i,)."""
+        legal = None if legal_actions is None else {self.agent_id: legal_actions}
+        return self._policy.act({self.agent_id: obs}, legal)[self.agent_id]
+
+
+class EpisodeNoise:
+    """Noise for a batch of episodes, each from its own seed, whatever the batch it runs in."""
+
+    def __init__(self, spec: MultiAgentSpec) -> None:
+        self.shape = (spec.n_agents, spec.action_size)
+        self.streams: list[np.random.Generator] = []
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Begin one stream per seed."""
+        self.streams = [np.random.default_rng(seed) for seed in seeds]
+
+    def draw(self) -> Tensor:
+        """Return the next noise of every episode: (E, N, A)."""
+        return torch.from_numpy(np.stack([s.standard_normal(self.shape, np.float32) for s in self.streams]))
+
+
+class PolicyActor:
+    """Act by the one-step policies in a batch of environments."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.noise = EpisodeNoise(policy.spec)
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Begin one episode per seed."""
+        self.noise.reset(seeds)
+
+    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
+        """Map raw observations (E, N, O) to environment actions."""
+        return self.policy.act_batch(np.asarray(obs, np.float32), self.noise.draw(), legal_actions)
+
+
+def save_policy(
+    folder: Path,
+    spec: MultiAgentSpec,
+    normalizer: Normalizer,
+    net: OneStepPolicy,
+    manifest: Mapping[str, Any],
+) -> None:
+    """Write policy.safetensors and policy.json; `manifest` adds environment, parameters, provenance."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    save_file(tensors, folder / "policy.safetensors")
+    content = {"spec": spec.to_dict(), "normalizer": normalizer.to_dict(), "noise": "individual"}
+    write_json(folder / "policy.json", {"schema_version": SCHEMA_VERSION} | content | dict(manifest))
+
+
+def load_policy(path: str | Path, seed: int = 0) -> Policy:
+    """Load a policy bundle folder.
+
+    Args:
+        seed: of the agents' noise streams.
+
+    Raises:
+        DataError: naming the file that is missing, malformed or of another schema version.
+    """
+    folder = Path(path)
+    manifest = read_json(folder / "policy.json")
+    try:
+        if manifest["schema_version"] != SCHEMA_VERSION:
+            raise DataError(
+                f"{folder / 'policy.json'}: `schema_version` must be {SCHEMA_VERSION}, "
+                f"received {manifest['schema_version']!r}"
+            )
+        spec = MultiAgentSpec.from_dict(manifest["spec"])
+        normalizer = Normalizer.from_dict(manifest["normalizer"])
+        params = manifest["params"]["distill"]
+        net = build_policy(spec, params["sharing"], params["hidden"], torch.Generator())
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder / 'policy.json'}: not a policy manifest: {error!r}") from None
+    weights = folder / "policy.safetensors"
+    try:
+        net.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise DataError(f"{weights}: not the weights of this policy: {error}") from None
+    net.requires_grad_(False)
+    return Policy(spec, normalizer, net, manifest, seed)
+
+
+def build_policy(
+    spec: MultiAgentSpec, sharing: Any, hidden: Sequence[int], generator: torch.Generator
+) -> OneStepPolicy:
+    """Return fresh one-step policies for `spec`."""
+    return OneStepPolicy(spec.n_agents, spec.obs_size, spec.action_size, sharing, hidden, generator)

@@ -1,0 +1,92 @@
+"""What every stage does around its work: arguments, error messages, run card, dying with its parent."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.metadata
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from macflow.files import write_json
+from macflow.types import MacflowError
+
+RUN_CARDS = Path("metrics/run_cards")
+CARD_PACKAGES = (
+    "macflow torch numpy polars minari gymnasium pettingzoo mpe2 great-expectations pot dvc prefect"
+).split()
+
+
+def run_stage(
+    name: str,
+    main: Callable[[argparse.Namespace], None],
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    """Run `main` as the DVC stage `name`; end the process with code 1 and one message on our errors.
+
+    Writes `metrics/run_cards/NAME.json` after success: the facts that differ between identical
+    runs (times, versions, machine), which DVC therefore does not hash.
+    """
+    _die_with_parent()
+    parser = argparse.ArgumentParser(prog=f"python -m macflow.stages.{name}", description=main.__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file")
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    started = time.time()
+    try:
+        main(arguments)
+    except MacflowError as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    _write_run_card(name, started)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when its parent (DVC) ends, however it ends."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        if os.getppid() != parent:  # the parent ended before the request was made
+            sys.exit(1)
+
+
+def _write_run_card(name: str, started: float) -> None:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    write_json(
+        RUN_CARDS / f"{name}.json",
+        {
+            "stage": name,
+            "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "wall_seconds": round(time.time() - started, 3),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
+            "peak_memory_mb": round(usage.ru_maxrss / 1024, 1),
+            "git_commit": _git("rev-parse", "HEAD"),
+            "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cpu_count": os.cpu_count(),
+            "packages": {package: _version(package) for package in CARD_PACKAGES},
+        },
+    )
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,135 @@
+"""Stage II: distil the flow into decentralised one-step policies that maximise Q_tot (Eq. 9)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from macflow.algorithms.distillation import distillation_loss, masked_log_softmax
+from macflow.config import DiagnoseParams, DistillParams, load_section
+from macflow.data.normalizer import Normalizer
+from macflow.data.prepared import load_prepared
+from macflow.data.sampler import TransitionSampler
+from macflow.evaluation.diagnostics import policy_diagnostics
+from macflow.files import replace_directory, write_json
+from macflow.nets.policy import OneStepPolicy
+from macflow.policy import build_policy, save_policy
+from macflow.stages._common import run_stage
+from macflow.stages._training import add_artifact_arguments, begin_training
+from macflow.training.artifacts import CriticArtifact, FlowArtifact, load_critic, load_flow, load_teacher
+from macflow.training.checkpoint import TrainingState
+from macflow.training.loop import adam, train, write_curve
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Distil the flow into one-step policies."""
+    params = load_section(arguments.params, "distill", DistillParams)
+    diagnose = load_section(arguments.params, "diagnose", DiagnoseParams)
+    inputs = {name: getattr(arguments, name) for name in ("data", "flow", "teacher", "critic")}
+    run = begin_training("distill", arguments.params, {"distill": params}, inputs)
+    dataset = load_prepared(arguments.data)
+    sampler = TransitionSampler(dataset, run.device)
+    teacher = load_teacher(arguments.teacher).to(run.device)
+    flow, critic = load_flow(arguments.flow), load_critic(arguments.critic)
+    flow.field.to(run.device)
+    critic.critic.to(run.device)
+    policy = build_policy(dataset.spec, params.sharing, params.hidden, run.initializer).to(run.device)
+    optimizer = adam(list(policy.parameters()), params.learning_rate)
+    state = TrainingState({"policy": policy}, optimizer, run.generator)
+
+    def step() -> dict[str, Tensor]:
+        batch = sampler.sample(params.batch_size, run.generator)
+        noise, flow_actions = teacher.draw(batch.rows, run.generator)
+        loss, info = distillation_loss(
+            policy,
+            critic.critic if params.q_term else None,
+            batch.obs,
+            batch.state,
+            noise,
+            flow_actions,
+            batch.legal_actions,
+            params.alpha,
+            critic.aggregate,
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return info
+
+    train(
+        "distill",
+        state,
+        params.steps,
+        step,
+        run.checkpoint,
+        run.params.checkpoint_every,
+        run.params.log_every,
+        observe=_observer(policy, flow, critic, sampler, diagnose),
+        observe_every=params.diagnose_every,
+    )
+
+    curve, bounds = state.curves["curve"], state.curves["diagnostics"]
+    manifest = run.manifest | {"env": dataset.meta["env"], "source": dataset.meta["source"]}
+    normalizer = Normalizer.from_dict(dataset.meta["normalizer"])
+    with replace_directory(arguments.out) as folder:
+        save_policy(folder, dataset.spec, normalizer, policy.cpu(), manifest)
+    with replace_directory(arguments.plots) as folder:
+        write_curve(folder / "curve.csv", curve)
+        write_curve(folder / "diagnostics.csv", bounds)
+    write_json(
+        arguments.metrics,
+        {
+            "distill_loss_first": curve[0]["distill_loss"],
+            "distill_loss_last": curve[-1]["distill_loss"],
+            "w2_first": bounds[0]["w2"],
+            "w2_last": bounds[-1]["w2"],
+            "q_mean": bounds[-1]["q_policy"],
+            "steps": params.steps,
+        },
+    )
+    run.checkpoint.remove()
+
+
+def _observer(
+    policy: OneStepPolicy,
+    flow: FlowArtifact,
+    critic: CriticArtifact,
+    sampler: TransitionSampler,
+    params: DiagnoseParams,
+) -> Callable[[], dict[str, float]]:
+    """Return a function that measures Props. 4.2 and 4.3 on fixed states and noises.
+
+    Its random numbers are its own: measuring must not change what training draws.
+    """
+    device = sampler.obs.device
+    generator = torch.Generator(device).manual_seed(params.seed)
+    batch = sampler.sample(params.states, generator)
+    m = params.samples
+    obs = batch.obs.repeat_interleave(m, dim=0)  # (B * M, N, O)
+    state = batch.state.repeat_interleave(m, dim=0)
+    legal = None if batch.legal_actions is None else batch.legal_actions.repeat_interleave(m, dim=0)
+    n, a = flow.spec.n_agents, flow.spec.action_size
+    noise = torch.randn((len(obs), n, a), generator=generator, device=device)
+    flow_actions = flow.sample(obs, noise, legal)
+
+    def q_total(actions: Tensor) -> Tensor:
+        return critic.q_total(obs, state, actions)
+
+    def observe() -> dict[str, float]:
+        with torch.no_grad():
+            out = policy(obs, noise)
+            actions = out.clamp(-1.0, 1.0) if legal is None else masked_log_softmax(out, legal).exp()
+        shape = (params.states, m, n, a)
+        return asdict(policy_diagnostics(actions.reshape(shape), flow_actions.reshape(shape), q_total))
+
+    return observe
+
+
+if __name__ == "__main__":
+    run_stage(
+        "distill", main, lambda parser: add_artifact_arguments(parser, "data", "flow", "teacher", "critic")
+    )

@@ -1,0 +1,66 @@
+"""Stage I: fit the joint flow policy to the dataset's joint actions (Eq. 4)."""
+
+from __future__ import annotations
+
+import argparse
+
+from torch import Tensor
+
+from macflow.algorithms.flow_matching import flow_matching_loss
+from macflow.config import FlowParams, load_section
+from macflow.data.normalizer import Normalizer
+from macflow.data.prepared import load_prepared
+from macflow.data.sampler import TransitionSampler
+from macflow.files import replace_directory, write_json
+from macflow.stages._common import run_stage
+from macflow.stages._training import add_artifact_arguments, begin_training
+from macflow.training.artifacts import FlowArtifact, build_field, save_flow
+from macflow.training.checkpoint import TrainingState
+from macflow.training.loop import adam, train, write_curve
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Train the joint flow policy."""
+    params = load_section(arguments.params, "flow", FlowParams)
+    run = begin_training("train_flow", arguments.params, {"flow": params}, {"data": arguments.data})
+    dataset = load_prepared(arguments.data)
+    sampler = TransitionSampler(dataset, run.device)
+    field = build_field(dataset.spec, params.scope, params.hidden, run.initializer).to(run.device)
+    optimizer = adam(list(field.parameters()), params.learning_rate)
+    state = TrainingState({"field": field}, optimizer, run.generator)
+
+    def step() -> dict[str, Tensor]:
+        batch = sampler.sample(params.batch_size, run.generator)
+        loss, info = flow_matching_loss(field, batch.obs, batch.actions, run.generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return info
+
+    train(
+        "train_flow",
+        state,
+        params.steps,
+        step,
+        run.checkpoint,
+        run.params.checkpoint_every,
+        run.params.log_every,
+    )
+
+    curve = state.curves["curve"]
+    flow = FlowArtifact(
+        dataset.spec, Normalizer.from_dict(dataset.meta["normalizer"]), field.cpu(), params.euler_steps
+    )
+    with replace_directory(arguments.out) as folder:
+        save_flow(folder, flow, run.manifest)
+    with replace_directory(arguments.plots) as folder:
+        write_curve(folder / "curve.csv", curve)
+    write_json(
+        arguments.metrics,
+        {"loss_first": curve[0]["loss"], "loss_last": curve[-1]["loss"], "steps": params.steps},
+    )
+    run.checkpoint.remove()
+
+
+if __name__ == "__main__":
+    run_stage("train_flow", main, lambda parser: add_artifact_arguments(parser, "data"))

@@ -1,0 +1,216 @@
+"""The trained flow, teacher cache and critic as folders: safetensors for numbers, JSON for meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from macflow.actions import decode_actions
+from macflow.algorithms.flow_matching import sample_flow
+from macflow.data.normalizer import Normalizer
+from macflow.files import read_json, write_json
+from macflow.nets.critic import MixedCritic, aggregate_ensemble
+from macflow.nets.velocity import VelocityField
+from macflow.policy import EpisodeNoise
+from macflow.types import ActionArray, BoolArray, DataError, FloatArray, MultiAgentSpec
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FlowArtifact:
+    """The frozen joint flow policy mu_phi(o, z)."""
+
+    spec: MultiAgentSpec
+    normalizer: Normalizer
+    field: VelocityField
+    euler_steps: int
+
+    def sample(self, obs: Tensor, noise: Tensor, legal_actions: Tensor | None) -> Tensor:
+        """Map normalised obs (B, N, O) and noise (B, N, A) to joint actions (B, N, A) in flow space."""
+        return sample_flow(self.field, obs, noise, self.euler_steps, legal_actions)
+
+    def actor(self) -> FlowActor:
+        """Return the flow as an `Actor`; it needs all agents' observations at once."""
+        return FlowActor(self)
+
+
+class FlowActor:
+    """Act by the joint flow: centralised, the teacher that the one-step policies imitate."""
+
+    def __init__(self, flow: FlowArtifact) -> None:
+        self.flow = flow
+        self.noise = EpisodeNoise(flow.spec)
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Begin one episode per seed."""
+        self.noise.reset(seeds)
+
+    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
+        """Map raw observations (E, N, O) to environment actions."""
+        normalised = self.flow.normalizer.normalize_obs(torch.from_numpy(np.asarray(obs, np.float32)))
+        legal = None if legal_actions is None else torch.from_numpy(legal_actions)
+        return decode_actions(self.flow.spec, self.flow.sample(normalised, self.noise.draw(), legal))
+
+
+@dataclass(frozen=True)
+class CriticArtifact:
+    """The frozen critic, with what its units are."""
+
+    spec: MultiAgentSpec
+    critic: MixedCritic
+    aggregate: Literal["mean", "min"]
+    discount: float
+    reward_scale: float
+
+    def q_total(self, obs: Tensor, state: Tensor, actions: Tensor) -> Tensor:
+        """Map normalised obs (B, N, O), state (B, S) and actions (B, N, A) to Q_tot (B,)."""
+        return aggregate_ensemble(self.critic(obs, state, actions), self.aggregate)
+
+
+@dataclass(frozen=True)
+class TeacherArtifact:
+    """Noises and flow samples for every dataset row: the ODE solver's work, done once."""
+
+    noise: Tensor  # (R, K, N, A)
+    actions: Tensor  # (R, K, N, A) mu_phi(o, z), one-hot where discrete
+
+    @property
+    def samples(self) -> int:
+        return self.noise.shape[1]
+
+    def to(self, device: torch.device) -> TeacherArtifact:
+        """Return the cache on `device`."""
+        return TeacherArtifact(self.noise.to(device), self.actions.to(device))
+
+    def candidates(self, rows: Tensor) -> Tensor:
+        """Return all K samples at `rows` (B,): (B, K, N, A)."""
+        return self.actions.index_select(0, rows)
+
+    def draw(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return one cached noise and its sample per row, each (B, N, A)."""
+        picks = torch.randint(self.samples, rows.shape, generator=generator, device=rows.device)
+        flat = rows * self.samples + picks
+        return self.noise.flatten(0, 1).index_select(0, flat), self.actions.flatten(0, 1).index_select(0, flat)
+
+
+def save_flow(folder: Path, flow: FlowArtifact, manifest: dict[str, Any]) -> None:
+    """Write flow.safetensors and flow.json; `manifest` adds parameters and provenance."""
+    _save_module(folder / "flow.safetensors", flow.field)
+    content = {"spec": flow.spec.to_dict(), "normalizer": flow.normalizer.to_dict()}
+    write_json(folder / "flow.json", {"schema_version": SCHEMA_VERSION} | content | manifest)
+
+
+def load_flow(folder: Path) -> FlowArtifact:
+    """Read what `save_flow` wrote; raise `DataError` naming the file that is missing or malformed."""
+    manifest = _read_manifest(folder / "flow.json")
+    spec = MultiAgentSpec.from_dict(manifest["spec"])
+    params = manifest["params"]["flow"]
+    field = build_field(spec, params["scope"], params["hidden"], torch.Generator())
+    _load_module(folder / "flow.safetensors", field)
+    return FlowArtifact(spec, Normalizer.from_dict(manifest["normalizer"]), field, params["euler_steps"])
+
+
+def build_field(
+    spec: MultiAgentSpec,
+    scope: Literal["joint", "individual"],
+    hidden: Sequence[int],
+    generator: torch.Generator,
+) -> VelocityField:
+    """Return a fresh velocity field for `spec`."""
+    return VelocityField(
+        spec.n_agents, spec.obs_size, spec.action_size, spec.discrete, scope, hidden, generator
+    )
+
+
+def save_critic(folder: Path, artifact: CriticArtifact, manifest: dict[str, Any]) -> None:
+    """Write critic.safetensors and critic.json."""
+    _save_module(folder / "critic.safetensors", artifact.critic)
+    content = {"spec": artifact.spec.to_dict(), "reward_scale": artifact.reward_scale}
+    write_json(folder / "critic.json", {"schema_version": SCHEMA_VERSION} | content | manifest)
+
+
+def load_critic(folder: Path) -> CriticArtifact:
+    """Read what `save_critic` wrote; raise `DataError` naming the file that is missing or malformed."""
+    manifest = _read_manifest(folder / "critic.json")
+    spec = MultiAgentSpec.from_dict(manifest["spec"])
+    params = manifest["params"]["critic"]
+    critic = build_critic(spec, params["mixer"], params["ensemble"], params["hidden"], torch.Generator())
+    _load_module(folder / "critic.safetensors", critic)
+    return CriticArtifact(spec, critic, params["aggregate"], params["discount"], manifest["reward_scale"])
+
+
+def build_critic(
+    spec: MultiAgentSpec,
+    mixer: Literal["mean", "qmix"],
+    ensemble: int,
+    hidden: Sequence[int],
+    generator: torch.Generator,
+) -> MixedCritic:
+    """Return a fresh critic ensemble for `spec`."""
+    return MixedCritic(
+        spec.n_agents,
+        spec.obs_size,
+        spec.action_size,
+        spec.state_size,
+        spec.discrete,
+        mixer,
+        ensemble,
+        hidden,
+        generator,
+    )
+
+
+def save_teacher(folder: Path, teacher: TeacherArtifact, manifest: dict[str, Any], discrete: bool) -> None:
+    """Write teacher.safetensors and teacher.json; discrete samples are stored as action indices."""
+    actions = teacher.actions.argmax(-1).to(torch.int16) if discrete else teacher.actions
+    save_file({"noise": teacher.noise, "actions": actions.contiguous()}, folder / "teacher.safetensors")
+    write_json(folder / "teacher.json", {"schema_version": SCHEMA_VERSION} | manifest)
+
+
+def load_teacher(folder: Path) -> TeacherArtifact:
+    """Read what `save_teacher` wrote; raise `DataError` naming the file that is missing or malformed."""
+    _read_manifest(folder / "teacher.json")
+    tensors = _load_tensors(folder / "teacher.safetensors")
+    noise, actions = tensors["noise"], tensors["actions"]
+    if actions.dtype == torch.int16:
+        actions = functional.one_hot(actions.long(), noise.shape[-1]).to(torch.float32)
+    return TeacherArtifact(noise, actions)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = read_json(path)
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(
+            f"{path}: `schema_version` must be {SCHEMA_VERSION}, received {manifest.get('schema_version')!r}"
+        )
+    return manifest
+
+
+def _save_module(path: Path, module: nn.Module) -> None:
+    save_file({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, path)
+
+
+def _load_module(path: Path, module: nn.Module) -> None:
+    try:
+        module.load_state_dict(_load_tensors(path))
+    except RuntimeError as error:
+        raise DataError(f"{path}: weights do not fit the manifest beside them: {error}") from None
+    module.requires_grad_(False)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        # Clones leave the lazily mapped file, which would be slow to gather from.
+        return {key: value.clone() for key, value in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not a readable safetensors file: {error}") from None

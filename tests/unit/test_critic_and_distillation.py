@@ -1,0 +1,159 @@
+"""TD targets and the distillation loss: against NumPy, and which parameters each term reaches."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from macflow.algorithms.distillation import distillation_loss, masked_log_softmax
+from macflow.algorithms.igm_critic import critic_loss, polyak_update, td_target
+from macflow.nets.critic import MixedCritic
+from macflow.nets.policy import OneStepPolicy
+from macflow.types import Batch
+
+
+def make_critic(discrete: bool = False, mixer: str = "mean") -> MixedCritic:
+    return MixedCritic(2, 3, 2, 4, discrete, mixer, 2, [16], torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+
+
+def make_batch(size: int = 5) -> Batch:
+    g = torch.Generator().manual_seed(1)
+    rows = torch.arange(size)
+    return Batch(
+        rows=rows,
+        next_rows=rows + 1,
+        obs=torch.randn(size, 2, 3, generator=g),
+        actions=torch.rand(size, 2, 2, generator=g) * 2 - 1,
+        reward=torch.randn(size, generator=g),
+        bootstrap_mask=(torch.arange(size) % 2).float(),
+        next_obs=torch.randn(size, 2, 3, generator=g),
+        state=torch.randn(size, 4, generator=g),
+        next_state=torch.randn(size, 4, generator=g),
+        legal_actions=None,
+        next_legal_actions=None,
+    )
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "min"])
+def test_target_takes_the_best_candidate_and_masks_termination(aggregate: str) -> None:
+    critic, batch = make_critic(), make_batch()
+    candidates = torch.rand(5, 3, 2, 2) * 2 - 1
+    y = td_target(critic, batch, candidates, 0.9, aggregate)  # type: ignore[arg-type]
+    with torch.no_grad():
+        q = np.stack(
+            [critic(batch.next_obs, batch.next_state, candidates[:, k]).numpy() for k in range(3)], axis=-1
+        )  # (C, B, K)
+    q = q.mean(axis=0) if aggregate == "mean" else q.min(axis=0)
+    expected = batch.reward.numpy() + 0.9 * batch.bootstrap_mask.numpy() * q.max(axis=-1)
+    np.testing.assert_allclose(y.numpy(), expected, rtol=1e-5)
+    terminated = batch.bootstrap_mask == 0
+    torch.testing.assert_close(y[terminated], batch.reward[terminated])
+
+
+def test_critic_loss_equals_its_formula_and_trains_each_member() -> None:
+    critic, batch = make_critic(mixer="qmix"), make_batch()
+    y = torch.randn(5)
+    loss, info = critic_loss(critic, batch, y)
+    with torch.no_grad():
+        q = critic(batch.obs, batch.state, batch.actions).numpy()
+    np.testing.assert_allclose(float(loss.detach()), sum(np.mean((q[c] - y.numpy()) ** 2) for c in range(2)), rtol=1e-5)
+    np.testing.assert_allclose(float(info["td_loss"]), np.mean((q - y.numpy()) ** 2), rtol=1e-5)
+    loss.backward()
+    for name, parameter in critic.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_polyak_update_moves_by_its_fraction() -> None:
+    online = make_critic()
+    target = copy.deepcopy(online).requires_grad_(False)
+    with torch.no_grad():
+        for parameter in online.parameters():
+            parameter.add_(1.0)
+    before = [p.clone() for p in target.parameters()]
+    polyak_update(target, online, 0.25)
+    for old, new in zip(before, target.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.25)
+
+
+def loss_parts(
+    discrete: bool, alpha: float, critic: MixedCritic | None
+) -> tuple[OneStepPolicy, Tensor, dict[str, Tensor]]:
+    g = torch.Generator().manual_seed(2)
+    policy = OneStepPolicy(2, 3, 2, "shared", [16], g)
+    batch = make_batch(6)
+    noise = torch.randn(6, 2, 2, generator=g)
+    teacher = torch.eye(2)[torch.randint(0, 2, (6, 2), generator=g)] if discrete else noise.tanh()
+    legal = torch.ones(6, 2, 2, dtype=torch.bool) if discrete else None
+    loss, info = distillation_loss(
+        policy, critic, batch.obs, batch.state, noise, teacher, legal, alpha, "mean"
+    )
+    return policy, loss, info
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 3.0])
+def test_each_term_reaches_the_policy_and_the_value_term_leaves_the_frozen_critic_alone(
+    discrete: bool, alpha: float
+) -> None:
+    critic = make_critic(discrete).requires_grad_(False)
+    for use_critic in (True, False):
+        if not use_critic and alpha == 0.0:
+            continue
+        policy, loss, _ = loss_parts(discrete, alpha, critic if use_critic else None)
+        loss.backward()
+        for name, parameter in policy.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        assert all(parameter.grad is None for parameter in critic.parameters())
+
+
+def test_continuous_loss_equals_its_formula_in_numpy() -> None:
+    critic = make_critic().requires_grad_(False)
+    policy, loss, info = loss_parts(False, 3.0, critic)
+    batch = make_batch(6)
+    g = torch.Generator().manual_seed(2)
+    OneStepPolicy(2, 3, 2, "shared", [16], g)
+    noise = torch.randn(6, 2, 2, generator=g)
+    with torch.no_grad():
+        out = policy(batch.obs, noise)
+        q = critic(batch.obs, batch.state, out.clamp(-1, 1)).numpy().mean(axis=0)
+    distance = ((out.numpy() - np.tanh(noise.numpy())) ** 2).sum(-1).mean()
+    np.testing.assert_allclose(float(info["distill_loss"]), distance, rtol=1e-5)
+    np.testing.assert_allclose(float(loss.detach()), -q.mean() / np.abs(q).mean() + 3.0 * distance, rtol=1e-5)
+
+
+def test_masked_softmax_gives_illegal_actions_nothing() -> None:
+    logits = torch.tensor([[[5.0, 1.0, 2.0]]], requires_grad=True)
+    legal = torch.tensor([[[False, True, True]]])
+    p = masked_log_softmax(logits, legal).exp()
+    np.testing.assert_allclose(p.detach().numpy()[0, 0], [0, 1 / (1 + np.e), np.e / (1 + np.e)], rtol=1e-5)
+    (p * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+    assert logits.grad[0, 0, 0] == 0
+
+
+def test_value_term_alone_finds_the_best_legal_action() -> None:
+    """The expected value under the softmax has a gradient; the best action is illegal here."""
+    critic = make_critic(discrete=True).requires_grad_(False)
+    g = torch.Generator().manual_seed(3)
+    policy = OneStepPolicy(2, 3, 2, "shared", [32], g)
+    obs, state = torch.randn(1, 2, 3, generator=g), torch.randn(1, 4, generator=g)
+    legal = torch.ones(1, 2, 2, dtype=torch.bool)
+    values = torch.stack(
+        [critic.agent_values(obs, torch.eye(2)[a].expand(1, 2, 2)).mean(0)[0] for a in range(2)], -1
+    )
+    best = values.argmax(-1)  # (N,)
+    legal[0, 0, best[0]] = False
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
+    noise, teacher = torch.zeros(1, 2, 2), torch.eye(2)[(1 - best)][None]
+    for _ in range(200):
+        loss, _ = distillation_loss(policy, critic, obs, state, noise, teacher, legal, 0.0, "mean")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    chosen = masked_log_softmax(policy(obs, noise), legal).argmax(-1)[0]
+    assert chosen[0] == 1 - best[0]
+    assert chosen[1] == best[1]

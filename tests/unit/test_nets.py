@@ -1,0 +1,119 @@
+"""Nets: against per-copy references, factorisation by agent, and IGM itself."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from macflow.nets.critic import MixedCritic, QMixer, aggregate_ensemble
+from macflow.nets.policy import OneStepPolicy
+from macflow.nets.stacked import StackedMLP, with_agent_ids
+from macflow.nets.velocity import VelocityField
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_stacked_mlp_equals_separate_perceptrons(layer_norm: bool) -> None:
+    stacked = StackedMLP(3, 5, [7, 6], 2, generator(), layer_norm)
+    x = torch.randn(3, 11, 5, generator=generator(1))
+    out = stacked(x)
+    for copy in range(3):
+        y = x[copy]
+        for layer in stacked.hidden:
+            y = functional.gelu(y @ layer.weight[copy] + layer.bias[copy])
+            if layer_norm:
+                y = nn.LayerNorm(y.shape[-1])(y)
+        y = y @ stacked.head.weight[copy] + stacked.head.bias[copy]
+        torch.testing.assert_close(out[copy], y)
+
+
+def test_agent_ids_are_appended_as_one_hots() -> None:
+    out = with_agent_ids(torch.zeros(2, 3, 1))
+    assert out.shape == (2, 3, 4)
+    assert torch.equal(out[1, :, 1:], torch.eye(3))
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_joint_field_couples_agents_and_individual_field_does_not(discrete: bool) -> None:
+    for scope, couples in (("joint", True), ("individual", False)):
+        field = VelocityField(3, 4, 2, discrete, scope, [16], generator())  # type: ignore[arg-type]
+        x = torch.randn(1, 3, 2, generator=generator(1), requires_grad=True)
+        out = field(torch.full(field.times_shape(1, 3), 0.3), torch.randn(1, 3, 4), x)
+        out[0, 0].sum().backward()
+        assert x.grad is not None
+        assert bool((x.grad[0, 1:].abs() > 0).any()) is couples
+
+
+@pytest.mark.parametrize("sharing", ["shared", "separate"])
+def test_policy_of_an_agent_depends_on_its_own_observation_and_noise_alone(sharing: str) -> None:
+    policy = OneStepPolicy(3, 4, 2, sharing, [16], generator())  # type: ignore[arg-type]
+    obs = torch.randn(1, 3, 4, generator=generator(1), requires_grad=True)
+    noise = torch.randn(1, 3, 2, generator=generator(2), requires_grad=True)
+    policy(obs, noise)[0, 1].sum().backward()
+    for grad in (obs.grad, noise.grad):
+        assert grad is not None
+        assert (grad[0, 1].abs() > 0).all()
+        assert torch.count_nonzero(grad[0, [0, 2]]) == 0
+
+
+def test_shared_policy_tells_agents_apart() -> None:
+    policy = OneStepPolicy(2, 4, 2, "shared", [16], generator())
+    out = policy(torch.zeros(1, 2, 4), torch.zeros(1, 2, 2))
+    assert not torch.allclose(out[0, 0], out[0, 1])
+
+
+def test_mean_mixer_is_the_mean_of_agent_values() -> None:
+    critic = MixedCritic(3, 4, 2, 5, False, "mean", 2, [16], generator())
+    obs, state, actions = torch.randn(7, 3, 4), torch.randn(7, 5), torch.randn(7, 3, 2)
+    values = critic.agent_values(obs, actions)
+    assert values.shape == (2, 7, 3)
+    torch.testing.assert_close(critic(obs, state, actions), values.mean(-1))
+
+
+def test_qmix_never_decreases_in_any_agent_value() -> None:
+    mixer = QMixer(2, 4, 6, generator())
+    q = torch.randn(2, 64, 4, generator=generator(1), requires_grad=True)
+    mixer(q, torch.randn(64, 6, generator=generator(2)) * 3).sum().backward()
+    assert q.grad is not None
+    assert (q.grad >= 0).all()
+    assert (q.grad > 0).any()
+
+
+@pytest.mark.parametrize("mixer", ["mean", "qmix"])
+def test_joint_argmax_is_the_agents_own_argmaxes(mixer: str) -> None:
+    """IGM by brute force over all 27 joint actions."""
+    critic = MixedCritic(3, 2, 3, 4, True, mixer, 1, [32], generator(5))  # type: ignore[arg-type]
+    obs, state = torch.randn(1, 3, 2, generator=generator(6)), torch.randn(1, 4, generator=generator(7))
+    eye = torch.eye(3)
+    joint = list(itertools.product(range(3), repeat=3))
+    actions = torch.stack([eye[list(choice)] for choice in joint])  # (27, 3, 3)
+    q = critic(obs.expand(27, -1, -1), state.expand(27, -1), actions)[0]
+    single = torch.stack([critic.agent_values(obs, eye[a].expand(1, 3, 3))[0, 0] for a in range(3)], dim=-1)
+    assert joint[int(q.argmax())] == tuple(single.argmax(-1).tolist())
+
+
+def test_discrete_critic_takes_the_expectation_under_probabilities() -> None:
+    critic = MixedCritic(2, 3, 4, 1, True, "mean", 1, [16], generator())
+    obs, state = torch.randn(1, 2, 3), torch.zeros(1, 1)
+    p = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]])
+    eye = torch.eye(4)
+    expected = sum(
+        float(p[0, 0, a] * p[0, 1, b]) * critic(obs, state, torch.stack([eye[a], eye[b]])[None])[0, 0]
+        for a in range(4)
+        for b in range(4)
+    )
+    torch.testing.assert_close(critic(obs, state, p)[0, 0], expected)
+
+
+def test_aggregation_of_the_ensemble() -> None:
+    q = torch.tensor([[1.0, 5.0], [3.0, 4.0]])
+    np.testing.assert_allclose(aggregate_ensemble(q, "mean").numpy(), [2.0, 4.5])
+    np.testing.assert_allclose(aggregate_ensemble(q, "min").numpy(), [1.0, 4.0])
