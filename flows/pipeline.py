@@ -1,4 +1,4 @@
-"""The flow `macflow`: every stage of dvc.yaml as a task, in the order and the breadth that DVC's graph allows.
+"""The flow `macflow`: every stage of dvc.yaml as a task, as parallel as DVC's graph allows.
 
 Prefect owns when and where; DVC owns what is up to date. The flow holds no list of stages.
 """
@@ -55,7 +55,7 @@ def _run(force: bool, targets: list[str] | None, save: bool) -> State[Any]:
     futures: dict[str, PrefectFuture[Any]] = {}
     for stage in stages:
         upstream = [futures[name] for name in stage.upstream]
-        futures[stage.name] = repro.submit(ROOT, stage, force, wait_for=upstream)
+        futures[stage.name] = repro.submit(ROOT, stage, force, return_state=False, wait_for=upstream)
     for future in futures.values():
         future.wait()
     return _conclude(stages, futures, save)

@@ -34,7 +34,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5g, h5p, h5s, h5t
+from h5py import h5a, h5d, h5f, h5g, h5p, h5s, h5t
 from numpy.typing import NDArray
 
 from macflow.data.episode import Episode
@@ -50,6 +50,7 @@ MAX_PROBLEMS = 20
 EPISODES_WORTH_A_PROCESS = 4000
 # Rows that a reader collects before handing them on: bounds its memory.
 CHUNK_ROWS = 1 << 15
+METADATA_CACHE_BYTES = 1 << 20
 H5_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 
 
@@ -176,7 +177,7 @@ def _write_episodes(file: h5py.File, episodes: Sequence[Episode], spec: MultiAge
             (b"seed", episode.seed),
             (b"total_steps", episode.length),
         ):
-            h5a.create(group, name, h5t.NATIVE_INT64, scalar).write(np.int64(value))
+            h5a.create(group, name, h5t.NATIVE_INT64, scalar).write(np.array(value, np.int64))
         put(group, b"observations", episode.obs)
         put(group, b"actions", episode.actions)
         put(group, b"rewards", episode.rewards.mean(axis=1, dtype=np.float64))
@@ -443,8 +444,17 @@ def _layout_of(path: Path, spec: MultiAgentSpec, total: int) -> list[_Field]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
+    access = h5p.create(h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5f.CLOSE_STRONG)
+    # For very many small objects, each read once, HDF5's caches only take time and memory
+    # (310 MB instead of 54 MB after 8000 episodes).
+    cache = access.get_mdc_config()
+    cache.set_initial_size = True
+    cache.initial_size = cache.min_size = cache.max_size = METADATA_CACHE_BYTES
+    access.set_mdc_config(cache)
+    access.set_sieve_buf_size(0)
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(h5f.open(os.fsencode(path), h5f.ACC_RDONLY, fapl=access))
     except OSError as error:
         raise DataError(
             f"{path}: not a readable HDF5 file (truncated or damaged?): {_plain(error)}"

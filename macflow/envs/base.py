@@ -14,11 +14,24 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from pettingzoo import ParallelEnv
 
-from macflow.types import ActionArray, ActionKind, BoolArray, ConfigError, DataError, FloatArray, MultiAgentSpec
+from macflow.types import (
+    ActionArray,
+    ActionKind,
+    BoolArray,
+    ConfigError,
+    DataError,
+    FloatArray,
+    MultiAgentSpec,
+)
 
 Frame = NDArray[np.uint8]  # (height, width, 3) RGB
 # Actions of one agent: float32 (A,), or an integer where discrete.
 AgentAction = Any
+# What a parallel environment's step returns, each by agent:
+# observations, rewards, terminations, truncations, infos.
+Transition = tuple[
+    dict[str, FloatArray], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]
+]
 
 
 class JointEnv(ParallelEnv[str, FloatArray, AgentAction]):  # type: ignore[misc]
@@ -145,7 +158,7 @@ def check_actions(actions: ActionArray, spec: MultiAgentSpec, n_envs: int) -> Ac
     if not spec.discrete:
         if not np.isfinite(actions).all():
             raise DataError(f"`actions`: finite numbers (received {_first(actions, ~np.isfinite(actions))})")
-        low, high = np.float32(spec.action_low), np.float32(spec.action_high)
+        low, high = np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32)
         return np.clip(actions.astype(np.float32, copy=False), low, high)
     if actions.dtype.kind not in "iu":
         raise DataError(f"`actions`: whole numbers (received {actions.dtype})")

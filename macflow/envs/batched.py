@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -67,7 +68,9 @@ class LocalBatch:
         for i, env in enumerate(self._envs):
             if self._terminated[i] or self._truncated[i]:
                 continue
-            obs, reward, terminations, truncations, infos = env.step(dict(zip(agents, actions[i], strict=True)))
+            obs, reward, terminations, truncations, infos = env.step(
+                dict(zip(agents, actions[i], strict=True))
+            )
             self._observe(i, env, obs, infos)
             rewards[i] = [reward[agent] for agent in agents]
             self._terminated[i] = all(terminations.values())
@@ -112,7 +115,7 @@ class WorkerBatch:
         workers = min(workers, n_envs)
         self.n_envs = n_envs
         bounds = [n_envs * w // workers for w in range(workers + 1)]
-        self._slices = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+        self._slices = [slice(a, b) for a, b in itertools.pairwise(bounds)]
         self._pipes: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         try:
@@ -161,7 +164,7 @@ class WorkerBatch:
             self.close()
 
     def _answers(self) -> list[bytes]:
-        """Hear every worker, then raise the first error: an answer left unread would meet the next question."""
+        """Hear every worker, then raise the first error: an unread answer would meet the next question."""
         answers, errors = [], []
         for pipe in self._pipes:
             try:

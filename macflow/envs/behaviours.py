@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -52,9 +53,12 @@ class Uniform:
         if spec.discrete:
             draws = _draw(self._episodes, lambda rng: rng.random(spec.n_agents))
             return _pick(draws, legal_actions, (len(draws), spec.n_agents, spec.action_size))
-        low, high = np.float32(spec.action_low), np.float32(spec.action_high)
+        low, high = np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32)
         shape = (spec.n_agents, spec.action_size)
-        return low + (high - low) * _draw(self._episodes, lambda rng: rng.random(shape)).astype(np.float32)
+        actions: ActionArray = low + (high - low) * _draw(
+            self._episodes, lambda rng: rng.random(shape, np.float32)
+        )
+        return actions
 
 
 class Cover:
@@ -67,7 +71,12 @@ class Cover:
     """
 
     def __init__(
-        self, spec: MultiAgentSpec, control: Control, quality: Quality, has_velocity: bool, dead_zone: float = 0.0
+        self,
+        spec: MultiAgentSpec,
+        control: Control,
+        quality: Quality,
+        has_velocity: bool,
+        dead_zone: float = 0.0,
     ) -> None:
         self._spec = spec
         self._control = control
@@ -77,13 +86,15 @@ class Cover:
         self._dead_zone = dead_zone
         self._episodes: list[Generator] = []
         self._assignment: NDArray[np.int64] = np.zeros((0, spec.n_agents), np.int64)
-        self._skills: NDArray[np.float32] = np.zeros((3, 0, 1, 1), np.float32)
+        # Of each episode: vigour, noise and control, (3, E, 1, 1).
+        self._skills: FloatArray = np.zeros((3, 0, 1, 1), np.float32)
 
     def reset(self, seeds: Sequence[int]) -> None:
         self._episodes = [_generator(seed) for seed in seeds]
         self._assignment = _draw(self._episodes, lambda rng: rng.permutation(self._spec.n_agents))
         skills = [self._quality(rng) for rng in self._episodes]
-        self._skills = np.float32([[s.vigour, s.noise, s.control] for s in skills]).T[:, :, None, None]
+        table = np.array([[s.vigour, s.noise, s.control] for s in skills], np.float32)
+        self._skills = table.T[:, :, None, None]
 
     def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
         e, n = self._assignment.shape
@@ -97,7 +108,8 @@ class Cover:
         if self._spec.discrete:
             return self._push(wanted, control[:, :, 0])
         stray = _draw(self._episodes, lambda rng: rng.random((n, 2), np.float32)) * 2 - 1
-        return np.clip(control * wanted + (1 - control) * stray, -1.0, 1.0)
+        actions: ActionArray = np.clip(control * wanted + (1 - control) * stray, -1.0, 1.0)
+        return actions
 
     def _push(self, wanted: FloatArray, control: FloatArray) -> ActionArray:
         """Choose among mpe2's [none, left, right, down, up] the push nearest to `wanted`."""
@@ -134,15 +146,16 @@ class Agreement:
         self._mean = mean
         self._deviation = deviation
         self._episodes: list[Generator] = []
-        self._signs: NDArray[np.float32] = np.zeros((0, 1, 1), np.float32)
+        self._signs: FloatArray = np.zeros((0, 1, 1), np.float32)
 
     def reset(self, seeds: Sequence[int]) -> None:
         self._episodes = [_generator(seed) for seed in seeds]
-        self._signs = _draw(self._episodes, lambda rng: np.float32([[2 * rng.integers(2) - 1]]))
+        self._signs = _draw(self._episodes, lambda rng: np.full((1, 1), 2 * rng.integers(2) - 1, np.float32))
 
     def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
         noise = _draw(self._episodes, lambda rng: rng.standard_normal(self._shape, np.float32))
-        return np.clip(self._signs * (self._mean + self._deviation * noise), -1.0, 1.0).astype(np.float32)
+        actions: ActionArray = np.clip(self._signs * (self._mean + self._deviation * noise), -1.0, 1.0)
+        return actions
 
 
 def always(skill: Skill) -> Quality:
@@ -164,7 +177,8 @@ def _generator(seed: int) -> Generator:
     return np.random.default_rng([_STREAM, seed])
 
 
-def _draw(episodes: Sequence[Generator], draw: Callable[[Generator], NDArray[np.generic]]) -> NDArray[np.generic]:
+def _draw(episodes: Sequence[Generator], draw: Callable[[Generator], NDArray[Any]]) -> NDArray[Any]:
+    """Let every episode draw from its own generator, (E, ...)."""
     return np.stack([draw(rng) for rng in episodes])
 
 
@@ -172,4 +186,5 @@ def _pick(draws: NDArray[np.float64], legal: BoolArray | None, shape: tuple[int,
     """Turn uniform draws (E, N) into indices uniform over the legal actions."""
     mask = np.ones(shape, np.bool_) if legal is None else legal
     rank = np.floor(draws * mask.sum(axis=2)).astype(np.int64)
-    return (mask.cumsum(axis=2) > rank[:, :, None]).argmax(axis=2)
+    picked: ActionArray = (mask.cumsum(axis=2) > rank[:, :, None]).argmax(axis=2)
+    return picked

@@ -8,7 +8,7 @@ Physics, observations and rewards are mpe2's own; only the action differs: a for
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
@@ -19,12 +19,8 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 import pygame
 from mpe2.simple_spread.simple_spread import raw_env
 
-from macflow.envs.base import AgentAction, Frame, JointEnv
+from macflow.envs.base import AgentAction, Frame, JointEnv, Transition
 from macflow.types import FloatArray
-
-Steps = tuple[
-    dict[str, FloatArray], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]
-]
 
 
 class Spread(JointEnv):
@@ -34,7 +30,11 @@ class Spread(JointEnv):
     times per step. A contract test holds both to the same trajectories.
     """
 
-    metadata = {"name": "macflow_spread", "render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: ClassVar[dict[str, Any]] = {
+        "name": "macflow_spread",
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+    }
 
     def __init__(self, n_agents: int, max_cycles: int, local_ratio: float, continuous: bool) -> None:
         self._raw = raw_env(
@@ -59,7 +59,8 @@ class Spread(JointEnv):
         self._state = np.zeros(self.state_space.shape, np.float32)
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
-        return self._raw.observation_space(agent)
+        space: spaces.Space[Any] = self._raw.observation_space(agent)
+        return space
 
     def action_space(self, agent: str) -> spaces.Space[Any]:
         return self._action_spaces[agent]
@@ -71,7 +72,7 @@ class Spread(JointEnv):
         self.agents = list(self.possible_agents)
         return self._observe(), {agent: {} for agent in self.agents}
 
-    def step(self, actions: dict[str, AgentAction]) -> Steps:
+    def step(self, actions: dict[str, AgentAction]) -> Transition:
         joint = [actions[agent] for agent in self.agents]
         self._raw.current_actions = list(five_way(np.stack(joint))) if self._continuous else joint
         self._raw._execute_world_step()

@@ -59,25 +59,34 @@ def answer_error(pipe: Connection, error: Exception) -> None:
     pipe.send_bytes(_ERROR + json.dumps(report).encode())
 
 
+Arrays = list[tuple[type[np.generic], tuple[int, ...]]]
+
+
 class Layout:
     """Order and shapes of the arrays of one worker's share."""
 
     def __init__(self, spec: MultiAgentSpec, n_envs: int) -> None:
         n = spec.n_agents
         legal = (n_envs, n, spec.action_size) if spec.discrete else (0,)
-        self._obs: list[tuple[type[np.generic], tuple[int, ...]]] = [
+        self._obs: Arrays = [
             (np.float32, (n_envs, n, spec.obs_size)),
             (np.float32, (n_envs, spec.state_size)),
             (np.bool_, legal),
         ]
-        self._step = [*self._obs, (np.float32, (n_envs, n)), (np.bool_, (n_envs,)), (np.bool_, (n_envs,))]
+        self._step: Arrays = [
+            *self._obs,
+            (np.float32, (n_envs, n)),
+            (np.bool_, (n_envs,)),
+            (np.bool_, (n_envs,)),
+        ]
         self._discrete = spec.discrete
         self._actions: tuple[type[np.generic], tuple[int, ...]] = (
             (np.int64, (n_envs, n)) if spec.discrete else (np.float32, (n_envs, n, spec.action_size))
         )
 
     def read_actions(self, payload: bytes) -> ActionArray:
-        return _read(payload, [self._actions])[0]
+        actions: ActionArray = _read(payload, [self._actions])[0]
+        return actions
 
     def read_obs(self, payload: bytes) -> BatchObs:
         obs, state, legal = _read(payload, self._obs)
@@ -126,7 +135,7 @@ def _bytes(*arrays: np.ndarray[Any, Any] | None) -> bytes:
     return b"".join(array.tobytes() for array in arrays if array is not None)
 
 
-def _read(payload: bytes, layout: Sequence[tuple[type[np.generic], tuple[int, ...]]]) -> list[Any]:
+def _read(payload: bytes, layout: Arrays) -> list[Any]:
     arrays, offset = [], 0
     for kind, shape in layout:
         count = int(np.prod(shape))

@@ -11,7 +11,7 @@ Joint actions are in the flow's action space: [-1, 1] per dimension, or one-hot.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -24,7 +24,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from macflow.types import BoolArray
+from macflow.types import DataError
 
 # Which state (P,), joint actions (P, N, A) -> Q_tot (P,), differentiable in the actions.
 JointValue = Callable[[Tensor, Tensor], Tensor]
@@ -92,6 +92,10 @@ class Comparison:
     lipschitz_q: float
 
     @property
+    def q_abs_max(self) -> float:
+        return float(max(np.abs(self.q_policy).max(), np.abs(self.q_flow).max()))
+
+    @property
     def summary(self) -> PolicyDiagnostics:
         w2 = _root_mean_square(self.w2)
         return PolicyDiagnostics(
@@ -128,12 +132,18 @@ def compare(
         q_total: Q_tot at state b, an index (P,) into B.
         legal_actions: (B, N, A) bool where actions are discrete: Q_tot then only counts as it
             changes along the simplices of the legal actions.
+
+    Raises:
+        DataError: where an action or value is not finite.
     """
     b, m = policy_actions.shape[:2]
     states = torch.arange(b, device=policy_actions.device).repeat_interleave(m)
     both = torch.cat([policy_actions.flatten(0, 1), flow_actions.flatten(0, 1)])  # (2 * B * M, N, A)
     values = _values(q_total, states.repeat(2), both).reshape(2, b, m)
     policy, flow = _numpy(policy_actions.flatten(2)), _numpy(flow_actions.flatten(2))
+    for name, array in (("policy's actions", policy), ("flow's actions", flow), ("critic's values", values)):
+        if not np.isfinite(array).all():
+            raise DataError(f"the {name} are not all finite: {np.isfinite(array).mean():.1%} are")
     slope = _largest_gradient(q_total, states.repeat(2), both, legal_actions)
     w2 = np.empty(b)
     for i in range(b):
@@ -157,20 +167,25 @@ def _transport(squares: Array) -> float:
 
 
 def _values(q_total: JointValue, states: Tensor, actions: Tensor) -> Array:
-    chunk = max(1, CRITIC_CHUNK // actions.shape[1])
     with torch.no_grad():
-        parts = [q_total(s, a) for s, a in zip(states.split(chunk), actions.split(chunk), strict=True)]
+        parts = [q_total(s, a) for s, a in _chunks(states, actions)]
     return _numpy(torch.cat(parts))
+
+
+def _chunks(states: Tensor, actions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    size = max(1, CRITIC_CHUNK // actions.shape[1])
+    for start in range(0, len(states), size):
+        yield states[start : start + size], actions[start : start + size]
 
 
 def _largest_gradient(
     q_total: JointValue, states: Tensor, actions: Tensor, legal_actions: Tensor | None
 ) -> float:
-    picks = torch.linspace(0, len(actions) - 1, min(GRADIENT_POINTS, len(actions)), device=actions.device)
-    states, actions = states[picks.long()], actions[picks.long()]
-    chunk = max(1, CRITIC_CHUNK // actions.shape[1])
+    count = min(GRADIENT_POINTS, len(actions))
+    picks = torch.arange(count, device=actions.device) * len(actions) // count
+    states, actions = states[picks], actions[picks]
     largest = 0.0
-    for s, a in zip(states.split(chunk), actions.split(chunk), strict=True):
+    for s, a in _chunks(states, actions):
         point = a.detach().clone().requires_grad_(True)
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(q_total(s, point).sum(), point)  # (P, N, A)
@@ -404,8 +419,9 @@ def _action_codes(actions: Array, discrete: bool) -> NDArray[np.int64]:
         digits = np.clip(((actions + 1) / 2 * MI_BINS).astype(np.int64), 0, MI_BINS - 1)
         cells = np.zeros(digits.shape[:3], np.int64)
         for d in range(digits.shape[3]):
+            codes = cells * MI_BINS + digits[:, :, :, d]
             # Renumbering keeps the codes small whatever the number of dimensions.
-            cells = np.unique(cells * MI_BINS + digits[:, :, :, d], return_inverse=True)[1].reshape(cells.shape)
+            cells = np.unique(codes, return_inverse=True)[1].reshape(codes.shape)
     codes = np.empty(cells.shape, np.int64)
     for state in range(cells.shape[0]):
         for agent in range(cells.shape[2]):
@@ -425,7 +441,8 @@ def _plug_in(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
 
 def _entropy(probabilities: Array) -> Array:
     logs = np.log(probabilities, where=probabilities > 0, out=np.zeros_like(probabilities))
-    return -(probabilities * logs).sum(axis=1)
+    entropy: Array = -(probabilities * logs).sum(axis=1)
+    return entropy
 
 
 def nearest_rows(points: Tensor, queries: Tensor, count: int, seed: int) -> NDArray[np.int64]:

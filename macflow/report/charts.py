@@ -6,6 +6,7 @@ Every chart carries a sentence that says what it shows: the caption, and what a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,31 +48,62 @@ def build_charts(content: Content) -> dict[str, Chart]:
     """Return all charts of the report by key."""
     charts = [
         returns_chart(content),
-        histogram("dataset_returns", "Returns of the dataset's episodes", "Return", content.return_bins,
-                  content.description.returns),
+        histogram(
+            "dataset_returns",
+            "Returns of the dataset's episodes",
+            "Return",
+            content.return_bins,
+            content.description.returns,
+        ),
         action_coverage(content.action_bins),
-        curve("flow_loss", "Joint flow: matching loss", content.flow_curve,
-              (Series("loss", "Loss", FLOW),)),
-        curve("critic_loss", "Critic: TD loss", content.critic_curve,
-              (Series("td_loss", "TD loss", CRITIC),)),
-        curve("critic_values", "Critic: value and target", content.critic_curve,
-              (Series("q_mean", "Q", CRITIC), Series("target_mean", "Target", MUTED, dashed=True))),
-        curve("distill_loss", "One-step policies: distillation loss", content.distill_curve,
-              (Series("distill_loss", "Distillation loss", POLICY),)),
-        curve("distill_values", "One-step policies: value", content.distill_curve,
-              (Series("q_mean", "Q of the policy", POLICY),)),
-        curve("w2", "Prop. 4.2: distance to the flow", content.bound_curve,
-              (Series("w2", "W2", POLICY), Series("coupling_bound", "Coupling bound", MUTED, dashed=True))),
-        curve("value_gap", "Prop. 4.3: value gap to the flow", content.bound_curve,
-              (Series("value_gap", "Value gap", POLICY),
-               Series("value_gap_bound", "Bound", MUTED, dashed=True))),
+        curve("flow_loss", "Joint flow: matching loss", content.flow_curve, (Series("loss", "Loss", FLOW),)),
+        curve(
+            "critic_loss", "Critic: TD loss", content.critic_curve, (Series("td_loss", "TD loss", CRITIC),)
+        ),
+        curve(
+            "critic_values",
+            "Critic: value and target",
+            content.critic_curve,
+            (Series("q_mean", "Q", CRITIC), Series("target_mean", "Target", MUTED, dashed=True)),
+        ),
+        curve(
+            "distill_loss",
+            "One-step policies: distillation loss",
+            content.distill_curve,
+            (Series("distill_loss", "Distillation loss", POLICY),),
+        ),
+        curve(
+            "distill_values",
+            "One-step policies: value",
+            content.bound_curve,
+            (
+                Series("q_policy", "Q of the policies", POLICY),
+                Series("q_flow", "Q of the joint flow", FLOW, dashed=True),
+            ),
+        ),
+        curve(
+            "w2",
+            "Prop. 4.2: distance to the flow",
+            content.bound_curve,
+            (Series("w2", "W2", POLICY), Series("coupling_bound", "Coupling bound", MUTED, dashed=True)),
+        ),
+        curve(
+            "value_gap",
+            "Prop. 4.3: value gap to the flow",
+            content.bound_curve,
+            (
+                Series("value_gap", "Value gap", POLICY),
+                Series("value_gap_bound", "Bound", MUTED, dashed=True),
+            ),
+        ),
         mutual_information(content),
     ]
     lengths = content.description.length
     if lengths.min < lengths.max:
         charts.append(
-            histogram("dataset_lengths", "Lengths of the dataset's episodes", "Steps", content.length_bins,
-                      lengths)
+            histogram(
+                "dataset_lengths", "Lengths of the dataset's episodes", "Steps", content.length_bins, lengths
+            )
         )
     return {chart.key: chart for chart in charts}
 
@@ -110,14 +142,17 @@ def returns_chart(content: Content) -> Chart:
             alt.Tooltip("interval:N", title="95% interval"),
         ],
     )
-    x = alt.X("mean:Q", title=unit, scale=alt.Scale(zero=False, nice=True, padding=24))
+    x = alt.X(
+        "mean:Q",
+        title=unit,
+        scale=alt.Scale(zero=False, nice=True, padding=24),
+        axis=alt.Axis(tickCount=6),
+    )
     layers = [
         base.transform_filter("isValid(datum.low)")
         .mark_rule(strokeWidth=3, strokeCap="round", opacity=0.55)
         .encode(x=alt.X("low:Q", title=unit), x2="high:Q"),
-        base.transform_filter("isValid(datum.low)")
-        .mark_point(filled=True, size=110, opacity=1)
-        .encode(x=x),
+        base.transform_filter("isValid(datum.low)").mark_point(filled=True, size=110, opacity=1).encode(x=x),
         base.transform_filter("!isValid(datum.low)")
         .mark_point(shape="diamond", size=110, strokeWidth=2.2, fill="var(--surface)", opacity=1)
         .encode(x=x),
@@ -128,7 +163,7 @@ def returns_chart(content: Content) -> Chart:
         f"Mean and 95% bootstrap interval over {evaluation.episodes} episodes with the same seeds. "
         f"Highest: {best['who'].lower()}, {best['label']}."
     )
-    chart = alt.layer(*layers).properties(height=alt.Step(46), width="container")
+    chart = alt.layer(*layers).properties(height=56 * len(rows), width="container")
     return Chart("returns", "Returns", caption, _spec(chart))
 
 
@@ -138,7 +173,9 @@ def histogram(key: str, title: str, unit: str, rows: Sequence[Row], summary: Dis
         alt.Chart(alt.InlineData(values=[dict(row) for row in rows]))
         .mark_rect(color=DATASET, stroke="var(--surface)", strokeWidth=0.6, opacity=0.85)
         .encode(
-            x=alt.X("bin_left:Q", title=unit, scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(grid=False)),
+            x=alt.X(
+                "bin_left:Q", title=unit, scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(grid=False)
+            ),
             x2="bin_right:Q",
             y=alt.Y("count:Q", title="Episodes"),
             y2=alt.datum(0),
@@ -173,15 +210,15 @@ def action_coverage(rows: Sequence[Row]) -> Chart:
         total = sum(float(row["count"]) for row in bins)
         for row in bins:
             share = float(row["count"]) / total if total else 0.0
-            values.append(
-                {"who": name, "left": row["bin_left"], "right": row["bin_right"], "share": share}
-            )
+            values.append({"who": name, "left": row["bin_left"], "right": row["bin_right"], "share": share})
     filled = sum(value["share"] > 0 for value in values) / len(values)
     chart = (
         alt.Chart(alt.InlineData(values=values))
         .mark_rect(color=DATASET, stroke="var(--surface)", strokeWidth=0.6)
         .encode(
-            x=alt.X("left:Q", title="Action", scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(grid=False)),
+            x=alt.X(
+                "left:Q", title="Action", scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(grid=False)
+            ),
             x2="right:Q",
             y=alt.Y("who:N", sort=list(groups), axis=alt.Axis(title=None, ticks=False, domain=False)),
             opacity=alt.Opacity("share:Q", scale=alt.Scale(range=[0.06, 1]), legend=None),
@@ -192,7 +229,7 @@ def action_coverage(rows: Sequence[Row]) -> Chart:
                 alt.Tooltip("share:Q", title="Share of actions", format=".1%"),
             ],
         )
-        .properties(height=alt.Step(max(10, min(24, 480 // len(groups)))), width="container")
+        .properties(height=max(10, min(24, 480 // len(groups))) * len(groups), width="container")
     )
     caption = f"The darker, the more often taken; {percent(filled, 0)} of the bins were used at least once."
     return Chart("actions", "Which actions the data holds", caption, _spec(chart))
@@ -209,14 +246,19 @@ def curve(key: str, title: str, rows: Sequence[Row], series: Sequence[Series]) -
     numbers = [float(value["value"]) for value in values]
     # A curve without one finite value is an empty frame, which says so in its caption.
     logarithmic = bool(numbers) and min(numbers) > 0 and max(numbers) / min(numbers) > LOG_RATIO
-    scale = alt.Scale(type="log", nice=True) if logarithmic else alt.Scale(zero=False, nice=True)
+    if logarithmic:
+        low, high = math.floor(math.log10(min(numbers))), math.ceil(math.log10(max(numbers)))
+        scale = alt.Scale(type="log", domain=[10.0**low, 10.0**high])
+        axis = alt.Axis(values=[10.0**k for k in range(low, high + 1)], format="~g")
+    else:
+        scale, axis = alt.Scale(zero=False, nice=True), alt.Axis(tickCount=5, format="~g")
     labels = [one.label for one in series]
     base = alt.Chart(alt.InlineData(values=values))
-    x = alt.X("step:Q", title="Training step", axis=alt.Axis(format="~s", tickCount=6, grid=False))
+    x = alt.X("step:Q", title="Training step", axis=alt.Axis(format=",", tickCount=5, grid=False))
     legend = alt.Legend(title=None, orient="top", symbolType="stroke", symbolSize=160) if series[1:] else None
     lines = base.mark_line(strokeWidth=2, interpolate="linear").encode(
         x=x,
-        y=alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5, format="~g")),
+        y=alt.Y("value:Q", title=None, scale=scale, axis=axis),
         color=alt.Color(
             "series:N", scale=alt.Scale(domain=labels, range=[one.colour for one in series]), legend=legend
         ),
@@ -274,12 +316,14 @@ def mutual_information(content: Content) -> Chart:
     )
     bars = base.mark_bar(height=14, cornerRadiusEnd=3).encode(color=alt.Color("colour:N", scale=None))
     labels = base.mark_text(align="left", dx=6, fontSize=12, fontWeight=600, color=INK).encode(text="label:N")
-    chart = (bars + labels).properties(height=alt.Step(36), width="container")
+    chart = (bars + labels).properties(height=34 * len(rows), width="container")
     caption = (
         f"Dataset {number(found.dataset)}, joint flow {number(found.flow)}, one-step policies "
         f"{number(found.policy)} nats. Zero means that every agent acts as if it were alone."
     )
-    return Chart("mutual_information", "How much the agents' actions know of each other", caption, _spec(chart))
+    return Chart(
+        "mutual_information", "How much the agents' actions know of each other", caption, _spec(chart)
+    )
 
 
 def _spec(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> dict[str, Any]:

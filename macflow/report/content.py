@@ -262,10 +262,10 @@ def read_content(inputs: Inputs) -> Content:
         critic_curve=read_table(
             plots / "train_critic/curve.csv", ("step", "td_loss", "q_mean", "target_mean")
         ),
-        distill_curve=read_table(plots / "distill/curve.csv", ("step", "distill_loss", "q_loss", "q_mean")),
+        distill_curve=read_table(plots / "distill/curve.csv", ("step", "distill_loss")),
         bound_curve=read_table(
             plots / "distill/diagnostics.csv",
-            ("step", "w2", "coupling_bound", "value_gap", "lipschitz_q", "value_gap_bound"),
+            ("step", "w2", "coupling_bound", "value_gap", "value_gap_bound", "q_policy", "q_flow"),
         ),
         episode_gif=_read_gif(plots / "evaluate/episode.gif"),
         lineage=read_lineage(manifests, inputs.lock, params),
@@ -300,7 +300,9 @@ def read_table(path: Path, numeric: Sequence[str], text: Sequence[str] = ()) -> 
     if not lines:
         raise DataError(f"{path}: holds no rows")
     if missing := [name for name in (*numeric, *text) if lines[0].get(name) is None]:
-        raise DataError(f"{path}: column `{missing[0]}` is missing (received {', '.join(map(str, lines[0]))})")
+        raise DataError(
+            f"{path}: column `{missing[0]}` is missing (received {', '.join(map(str, lines[0]))})"
+        )
     return tuple(
         {name: line[name] for name in text} | {name: _cell(path, name, line[name]) for name in numeric}
         for line in lines
@@ -317,7 +319,10 @@ def headline(evaluation: Evaluation) -> tuple[tuple[str, bool], ...]:
     normalised = evaluation.reference is not None
     if low <= flow_high and flow_low <= high:
         # The sign of a difference that the intervals do not separate would claim too much.
-        versus_flow = ("level with", f" the joint flow it was distilled from ({_size(abs(over_flow))} apart).")
+        versus_flow = (
+            "level with",
+            f" the joint flow it was distilled from ({_size(abs(over_flow))} apart).",
+        )
     else:
         versus_flow = (_above_or_below(over_flow, normalised), " the joint flow it was distilled from.")
     return (
@@ -377,7 +382,9 @@ def _size(value: float) -> str:
 
 
 def _above_or_below(difference: float, normalised: bool) -> str:
-    return f"{_size(abs(difference))}{' points' if normalised else ''} {'below' if difference < 0 else 'above'}"
+    return (
+        f"{_size(abs(difference))}{' points' if normalised else ''} {'below' if difference < 0 else 'above'}"
+    )
 
 
 FactsT = TypeVar("FactsT", bound=_Facts)

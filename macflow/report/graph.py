@@ -45,10 +45,10 @@ def lay_out(lineage: Lineage, vertical: bool) -> Graph:
     Inputs of the artifact next in line get a straight arrow; others an arc. Arcs from the first
     artifact that has any run on one side, all other arcs on the other, nested by their length.
     """
-    node_width, node_height = (176.0, 50.0) if vertical else (138.0, 54.0)
+    node_width, node_height = (176.0, 50.0) if vertical else (152.0, 54.0)
     # `along` is the direction of the line, `across` the other.
     length, breadth = (node_height, node_width) if vertical else (node_width, node_height)
-    pitch = length + (30.0 if vertical else 38.0)
+    pitch = length + (30.0 if vertical else 36.0)
     place = {artifact.path: index for index, artifact in enumerate(lineage.artifacts)}
     links = [
         (place[entry.path], place[artifact.path], entry.path, artifact.path, entry.state)
@@ -88,9 +88,7 @@ def lay_out(lineage: Lineage, vertical: bool) -> Graph:
             side = before if near else before + breadth
             control = side - bulge(start, end) if near else side + bulge(start, end)
             tip = side - 2 if near else side + 2
-            path = (
-                f"M{point(begin, side)} C{point(begin, control)} {point(finish, control)} {point(finish, tip)}"
-            )
+            path = f"M{point(begin, side)} C{point(begin, control)} {point(finish, control)} {point(finish, tip)}"
         edges.append(Edge(source, target, path, state))
     nodes = tuple(
         Node(artifact, before, index * pitch) if vertical else Node(artifact, index * pitch, before)

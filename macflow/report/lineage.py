@@ -131,7 +131,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     raw = read_json(path)
     made_from = raw.get("made_from") if isinstance(raw, dict) else None
     if not isinstance(made_from, dict) or not all(isinstance(v, str) for v in made_from.values()):
-        raise DataError(f"{path}: `made_from` must map each input's path to its digest (received {made_from!r})")
+        raise DataError(
+            f"{path}: `made_from` must map each input's path to its digest (received {made_from!r})"
+        )
     params = raw.get("params", {})
     if not isinstance(params, dict) or not all(isinstance(v, dict) for v in params.values()):
         raise DataError(f"{path}: `params` must map sections to their parameters (received {params!r})")

@@ -55,8 +55,8 @@ def setting(value: Any) -> str:
             return ", ".join(f"{key}: {setting(item)}" for key, item in value.items()) or "none"
         case list() | tuple():
             return ", ".join(setting(item) for item in value) or "none"
-        case float() if value.is_integer() and abs(value) < 1e5:
-            return f"{value:.1f}"
+        case float() if not value.is_integer() or abs(value) >= 1e5:
+            return f"{value:g}"
         case _:
             return str(value)
 

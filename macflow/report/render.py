@@ -33,6 +33,7 @@ def render_page(content: Content, title: str) -> str:
         environment.filters[name] = getattr(numbers, name)
     environment.filters["check_title"] = check_title
     evaluation = content.evaluation
+    charts = build_charts(content)
     return environment.get_template("report.html.j2").render(
         title=title,
         content=content,
@@ -42,7 +43,8 @@ def render_page(content: Content, title: str) -> str:
         interval=lambda returns: interval(evaluation, returns),
         gain_over_dataset=gain(evaluation, evaluation.dataset),
         gain_over_flow=gain(evaluation, evaluation.flow),
-        charts=build_charts(content),
+        charts=charts,
+        specs={key: chart.spec for key, chart in charts.items()},
         gif=base64.b64encode(content.episode_gif).decode("ascii"),
         wide_graph=lay_out(content.lineage, vertical=False),
         tall_graph=lay_out(content.lineage, vertical=True),
@@ -56,18 +58,23 @@ def machine_facts(metrics: Path) -> dict[str, Any]:
     The report's own card is left out: it is written after the report.
     """
     return {
-        kind: {path.stem: read_json(path) for path in sorted((metrics / kind).glob("*.json")) if path.stem != "report"}
+        kind: {
+            path.stem: read_json(path)
+            for path in sorted((metrics / kind).glob("*.json"))
+            if path.stem != "report"
+        }
         for kind in ("run_cards", "timings")
     }
 
 
 def machine_script(facts: dict[str, Any]) -> str:
     """Return a script that hands `facts` to the page; safe inside HTML too."""
-    text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False)
-    return f"window.macflowMachine = {text.replace('<', '\\u003c')};\n"
+    text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False).replace("<", "\\u003c")
+    return f"window.macflowMachine = {text};\n"
 
 
 def _chart_library() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script that cannot end its `script` element."""
     bundle: str = vl_convert.javascript_bundle()
-    return re.sub(r"<(/script|!--)", r"\\x3c\1", bundle, flags=re.IGNORECASE)
+    # Minified names such as `t` would otherwise be globals.
+    return "(()=>{" + re.sub(r"<(/script|!--)", r"\\x3c\1", bundle, flags=re.IGNORECASE) + "})();"

@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validation", type=Path, default=Path("reports/validation"), help="folder of the validation result"
     )
-    parser.add_argument("--lock", type=Path, default=Path("dvc.lock"), help="DVC's lock file, where there is one")
+    parser.add_argument(
+        "--lock", type=Path, default=Path("dvc.lock"), help="DVC's lock file, where there is one"
+    )
 
 
 def main(arguments: argparse.Namespace) -> None:

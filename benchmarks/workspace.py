@@ -1,0 +1,65 @@
+"""Run the pipeline's stages in a folder of their own, with parameters of their own.
+
+The commands are those of dvc.yaml; DVC itself is left out, so a measurement leaves the
+repository's dvc.lock and outputs alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the sections of `override` merged in; `kwargs` are replaced, not merged."""
+    out = dict(base)
+    for key, value in override.items():
+        if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) and key != "kwargs":
+            out[key] = merged(out[key], value)
+        else:
+            out[key] = value
+    return out
+
+
+def make_workspace(
+    folder: Path,
+    *overrides: Mapping[str, Any],
+    reuse: Path | None = None,
+    artifacts: Iterable[str] = (),
+) -> Path:
+    """Write `params.yaml` (the repository's, then each override) and copy `artifacts` from `reuse`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for override in overrides:
+        params = merged(params, override)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    for artifact in artifacts:
+        if reuse is not None and not (folder / artifact).exists():
+            shutil.copytree(reuse / artifact, folder / artifact)
+    return folder
+
+
+def run_stages(folder: Path, stages: Iterable[str]) -> None:
+    """Run dvc.yaml's commands of `stages`, in the order given, inside `folder`.
+
+    Raises:
+        subprocess.CalledProcessError: a stage failed; its output has been shown.
+    """
+    definition = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    # The project's own sources, whatever is installed.
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for stage in stages:
+        command = shlex.split(definition[stage]["cmd"])
+        command[0] = sys.executable
+        print(f"== {folder.name}: {stage}", flush=True)
+        subprocess.run(command, cwd=folder, check=True, env=environment)

@@ -1,0 +1,238 @@
+"""Measure the policies against the flow: Props. 4.2 and 4.3, mutual information, failure signatures."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from macflow.actions import encode_actions
+from macflow.algorithms.flow_matching import one_hot_of_best_legal
+from macflow.config import DiagnoseParams, TrainingParams, load_section
+from macflow.data.prepared import PreparedDataset, load_prepared
+from macflow.evaluation.diagnostics import (
+    Mode,
+    MutualInformation,
+    check_factorisation,
+    check_mode_dropping,
+    check_q_collapse,
+    compare,
+    mutual_information,
+    nearest_rows,
+    policy_modes,
+)
+from macflow.files import replace_directory, write_json
+from macflow.policy import Policy, load_policy
+from macflow.stages._common import run_stage
+from macflow.training.artifacts import CriticArtifact, FlowArtifact, load_critic, load_flow
+from macflow.types import DataError
+
+# Agents times rows that pass through a net at once.
+CHUNK = 65_536
+# Dataset rows searched for the neighbours of a state.
+NEIGHBOUR_ROWS = 100_000
+# States whose joint actions are drawn.
+SHOWN_STATES = 4
+
+
+@dataclass(frozen=True)
+class Models:
+    """The dataset's rows and what acts on them, in the flow's action space."""
+
+    dataset: PreparedDataset
+    flow: FlowArtifact
+    policy: Policy
+    critic: CriticArtifact
+
+    @property
+    def discrete(self) -> bool:
+        return self.dataset.spec.discrete
+
+    def legal(self, rows: Tensor) -> Tensor | None:
+        legal = self.dataset.legal_actions
+        return None if legal is None else legal[rows]
+
+    def play(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the policy's and the flow's joint actions (P, N, A) at `rows` (P,), from the same noise."""
+        n, a = self.dataset.spec.n_agents, self.dataset.spec.action_size
+        parts = []
+        for part in rows.split(max(1, CHUNK // n)):  # type: ignore[no-untyped-call]
+            obs, legal = self.dataset.obs[part], self.legal(part)
+            noise = torch.randn((len(part), n, a), generator=generator)
+            policy = self.policy.sample(obs, noise, legal)
+            if legal is not None:
+                # What agents do is the best action, not its probability.
+                policy = one_hot_of_best_legal(policy, legal)
+            parts.append((policy, self.flow.sample(self.flow.normalizer.normalize_obs(obs), noise, legal)))
+        return torch.cat([p for p, _ in parts]), torch.cat([f for _, f in parts])
+
+    def q_total(self, rows: Tensor, actions: Tensor) -> Tensor:
+        """Return Q_tot (P,) of joint actions (P, N, A) at `rows` (P,)."""
+        normalizer = self.flow.normalizer
+        obs = normalizer.normalize_obs(self.dataset.obs[rows])
+        return self.critic.q_total(obs, normalizer.normalize_state(self.dataset.state[rows]), actions)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure how far the policies are from the flow, what that may cost, and signs of failure."""
+    params = load_section(arguments.params, "diagnose", DiagnoseParams)
+    torch.set_num_threads(load_section(arguments.params, "training", TrainingParams).threads)
+    torch.set_flush_denormal(True)
+    models = Models(
+        load_prepared(arguments.data),
+        load_flow(arguments.flow),
+        load_policy(arguments.policy),
+        load_critic(arguments.critic),
+    )
+    spec = models.dataset.spec
+    for name, other in (
+        ("flow", models.flow.spec),
+        ("critic", models.critic.spec),
+        ("policy", models.policy.spec),
+    ):
+        if other != spec:
+            raise DataError(f"{getattr(arguments, name)}: made for other agents than {arguments.data}")
+    generator = torch.Generator().manual_seed(params.seed)
+    train_rows = models.dataset.train_rows
+    states = train_rows[torch.randperm(len(train_rows), generator=generator)[: params.states]]  # (B,)
+
+    policy, flow = models.play(states.repeat_interleave(params.samples), generator)
+    shape = (len(states), params.samples, spec.n_agents, spec.action_size)
+    policy, flow = policy.reshape(shape), flow.reshape(shape)
+    comparison = compare(
+        policy, flow, lambda index, actions: models.q_total(states[index], actions), models.legal(states)
+    )
+    modes = policy_modes(comparison)
+    around = _neighbourhoods(models, states, params)  # (B, M)
+    information = _information(models, around, generator, params.seed)
+    at_state = {
+        name: mutual_information(actions, spec.discrete, params.seed)
+        for name, actions in (("flow", flow), ("policy", policy))
+    }
+    with torch.no_grad():
+        recorded = models.q_total(around.flatten(), _recorded(models, around.flatten()))
+    rewards = models.dataset.rewards[train_rows].mean(dim=1) / models.critic.reward_scale
+    found = comparison.summary
+    checks = {
+        "q_collapse": check_q_collapse(
+            max(comparison.q_abs_max, float(recorded.abs().max())),
+            float(rewards.abs().max()),
+            models.critic.discount,
+            params.q_collapse_ratio,
+        ),
+        "factorisation_failure": check_factorisation(comparison, params.factorisation_ratio),
+        "mode_dropping": check_mode_dropping(modes, params.mode_dropping_fraction),
+    }
+    for name, check in checks.items():
+        verdict = "RAISED" if check.raised else "ok"
+        print(f"diagnose: {name}: {check.value:.3g} (threshold {check.threshold:.3g}): {verdict}", flush=True)
+
+    with replace_directory(arguments.plots) as folder:
+        _modes_table(modes).write_csv(folder / "modes.csv")
+        _actions_table(models, policy, flow, modes).write_csv(folder / "actions.csv")
+        _information_table(information, at_state).write_csv(folder / "mutual_information.csv")
+    write_json(
+        arguments.metrics,
+        {
+            "w2": found.w2,
+            "coupling_bound": found.coupling_bound,
+            "w2_bound_holds": found.w2_bound_holds,
+            "value_gap": found.value_gap,
+            "lipschitz_q": found.lipschitz_q,
+            "value_gap_bound": found.value_gap_bound,
+            "value_gap_bound_holds": found.value_gap_bound_holds,
+            "flow_spread": found.flow_spread,
+            "q_policy": found.q_policy,
+            "q_flow": found.q_flow,
+            "mutual_information": {name: value.corrected for name, value in information.items()},
+            "checks": {name: check.to_dict() for name, check in checks.items()},
+        },
+    )
+
+
+def _neighbourhoods(models: Models, states: Tensor, params: DiagnoseParams) -> Tensor:
+    """Return the dataset's rows (B, M) whose global state is nearest to that of `states` (B,)."""
+    train_rows = models.dataset.train_rows
+    generator = torch.Generator().manual_seed(params.seed)
+    pool = train_rows[torch.randperm(len(train_rows), generator=generator)[:NEIGHBOUR_ROWS]]
+    normalise = models.flow.normalizer.normalize_state
+    points, queries = normalise(models.dataset.state[pool]), normalise(models.dataset.state[states])
+    return pool[torch.from_numpy(nearest_rows(points, queries, params.samples, params.seed))]
+
+
+def _information(
+    models: Models, around: Tensor, generator: torch.Generator, seed: int
+) -> dict[str, MutualInformation]:
+    """Measure dataset, flow and policy on the same neighbourhoods, one joint action per row.
+
+    The dataset has one action per state, so near states stand for the same state; measured alike,
+    the three compare.
+    """
+    policy, flow = models.play(around.flatten(), generator)
+    actions = {"dataset": _recorded(models, around.flatten()), "flow": flow, "policy": policy}
+    return {
+        name: mutual_information(a.reshape(*around.shape, *a.shape[1:]), models.discrete, seed)
+        for name, a in actions.items()
+    }
+
+
+def _recorded(models: Models, rows: Tensor) -> Tensor:
+    return encode_actions(models.dataset.spec, models.dataset.actions[rows])
+
+
+def _modes_table(modes: list[Mode]) -> pl.DataFrame:
+    return pl.DataFrame([asdict(mode) | {"dropped": mode.dropped} for mode in modes])
+
+
+def _actions_table(models: Models, policy: Tensor, flow: Tensor, modes: list[Mode]) -> pl.DataFrame:
+    """Tabulate the first two agents' actions, each against the other's, where the flow has most modes."""
+    spec = models.dataset.spec
+    counts = torch.zeros(len(flow), dtype=torch.int64)
+    for mode in modes:
+        counts[mode.state] += 1
+    shown = torch.argsort(counts, descending=True, stable=True)[:SHOWN_STATES]
+    tables = []
+    for state in shown.tolist() if spec.n_agents > 1 else []:
+        for source, actions in (("flow", flow[state]), ("policy", policy[state])):
+            pairs = actions.argmax(dim=-1, keepdim=True) if spec.discrete else actions  # (M, N, dimensions)
+            for dim in range(pairs.shape[2]):
+                first, second = pairs[:, 0, dim].tolist(), pairs[:, 1, dim].tolist()
+                tables.append(
+                    pl.DataFrame({"x": first, "y": second}).select(
+                        pl.lit(state).alias("state"),
+                        pl.lit(source).alias("source"),
+                        pl.lit(dim).alias("dim"),
+                        "x",
+                        "y",
+                    )
+                )
+    columns = ("state", "source", "dim", "x", "y")
+    return pl.concat(tables) if tables else pl.DataFrame({name: [] for name in columns})
+
+
+def _information_table(
+    information: dict[str, MutualInformation], at_state: dict[str, MutualInformation]
+) -> pl.DataFrame:
+    rows: list[dict[str, Any]] = [
+        {"source": source, "given": given, "joint_nats": value.joint, "factorised_nats": value.factorised}
+        for given, values in (("near states", information), ("one state", at_state))
+        for source, value in values.items()
+    ]
+    return pl.DataFrame(rows)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the inputs and outputs."""
+    for name in ("data", "flow", "critic", "policy"):
+        parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder of the {name} artifact")
+    parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--plots", type=Path, required=True, help="folder of tables to write")
+
+
+if __name__ == "__main__":
+    run_stage("diagnose", main, add_arguments)

@@ -1,0 +1,146 @@
+"""Play episodes with the policies and their yardsticks: returns, an animated episode, time to act."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from macflow.config import EnvParams, EvaluateParams, TrainingParams, load_section
+from macflow.data.prepared import PreparedDataset, load_prepared
+from macflow.envs.registry import (
+    ENVIRONMENTS,
+    make_behaviour,
+    make_env,
+    normalized_return,
+    reference_returns,
+)
+from macflow.evaluation.returns import summarise_returns
+from macflow.evaluation.rollout import RolloutResult, latency_us, record_gif, rollout
+from macflow.files import replace_directory, write_json
+from macflow.policy import load_policy
+from macflow.stages._common import run_stage
+from macflow.training.artifacts import load_flow
+from macflow.types import Actor, ConfigError, DataError, MultiAgentSpec
+
+# Times differ between identical runs, so DVC does not hash them.
+TIMINGS = Path("metrics/timings/evaluate.json")
+LATENCY_ROWS = 64
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Play episodes with the one-step policy, the joint flow, the recorded behaviour and at random."""
+    env_params = load_section(arguments.params, "env", EnvParams)
+    params = load_section(arguments.params, "evaluate", EvaluateParams)
+    if params.episodes < 2:
+        raise ConfigError(
+            f"{arguments.params}: `evaluate.episodes`: at least 2, one episode has no confidence interval "
+            f"(received {params.episodes})"
+        )
+    torch.set_num_threads(load_section(arguments.params, "training", TrainingParams).threads)
+    torch.set_flush_denormal(True)
+    dataset = load_prepared(arguments.data)
+    policy, flow = load_policy(arguments.policy), load_flow(arguments.flow)
+    actors: dict[str, Actor] = {"policy": policy.actor(), "flow": flow.actor()}
+    actors |= _scripted(dataset, env_params)
+    n_envs = min(params.n_envs, params.episodes)
+    results: dict[str, RolloutResult] = {}
+    with closing(make_env(env_params.id, env_params.kwargs, n_envs, params.workers)) as env:
+        for name, spec in (("policy", policy.spec), ("flow", flow.spec), ("dataset", dataset.spec)):
+            _check_spec(env_params, env.spec, name, spec)
+        for name, actor in actors.items():
+            results[name] = rollout(env, actor, params.episodes, params.seed)
+            print(f"evaluate: {name}: mean return {results[name].returns.mean():.2f}", flush=True)
+
+    rows = dataset.train_rows[np.linspace(0, len(dataset.train_rows) - 1, LATENCY_ROWS).astype(int)]
+    obs = dataset.obs[rows].numpy()
+    legal = None if dataset.legal_actions is None else dataset.legal_actions[rows].numpy()
+    timings = {}
+    for name in ("policy", "flow"):
+        latency = latency_us(actors[name], obs, legal)
+        timings[name] = {"latency_us_p50": round(latency.p50, 1), "latency_us_p95": round(latency.p95, 1)}
+
+    with replace_directory(arguments.out) as folder:
+        with closing(make_env(env_params.id, env_params.kwargs, 1)) as env:
+            record_gif(env, actors["policy"], params.seed, folder / "episode.gif")
+        _returns_table(results).write_csv(folder / "returns.csv")
+    write_json(TIMINGS, timings)
+    write_json(arguments.metrics, _metrics(env_params, params, dataset, results))
+
+
+def _scripted(dataset: PreparedDataset, env: EnvParams) -> dict[str, Actor]:
+    """Make the behaviour that recorded the dataset, if this environment has it, and the random one."""
+    recorded = dataset.meta["source"].get("behaviour")
+    name = recorded.get("name") if isinstance(recorded, Mapping) else recorded
+    entry = ENVIRONMENTS.get(env.id)
+    known = entry is not None and dataset.env_id == env.id and name in entry.behaviours
+    actors = {"behaviour": make_behaviour(env.id, env.kwargs, str(name))} if known else {}
+    return actors | {"random": make_behaviour(env.id, env.kwargs, "random")}
+
+
+def _check_spec(env: EnvParams, wanted: MultiAgentSpec, name: str, spec: MultiAgentSpec) -> None:
+    if spec != wanted:
+        differing = [key for key, value in wanted.to_dict().items() if spec.to_dict()[key] != value]
+        raise DataError(
+            f"the {name} does not fit {env.id} {env.kwargs}: it differs in {', '.join(differing)}, "
+            f"first in {differing[0]} = {getattr(spec, differing[0])} where the environment has "
+            f"{getattr(wanted, differing[0])}"
+        )
+
+
+def _metrics(
+    env: EnvParams, params: EvaluateParams, dataset: PreparedDataset, results: Mapping[str, RolloutResult]
+) -> dict[str, Any]:
+    reference = reference_returns(env.id, env.kwargs)
+    normalise: Callable[[float], float] | None = None
+    if reference is not None:
+        normalise = partial(normalized_return, reference=reference)
+    measured = {
+        name: summarise_returns(result.returns, result.lengths, normalise, params.seed)
+        for name, result in results.items()
+    }
+    mean = float(dataset.returns.mean())
+    normalised = None if normalise is None else normalise(mean)
+    return measured | {
+        "env": env.id,
+        "episodes": params.episodes,
+        "seed": params.seed,
+        "reference": reference,
+        "dataset": {"return_mean": mean, "normalized_return": normalised},
+        "gain_over_dataset": (
+            None if normalised is None else measured["policy"]["normalized_return"] - normalised
+        ),
+    }
+
+
+def _returns_table(results: Mapping[str, RolloutResult]) -> pl.DataFrame:
+    return pl.concat(
+        pl.DataFrame(
+            {
+                "actor": [name] * len(result.returns),
+                "episode": np.arange(len(result.returns)),
+                "return": result.returns,
+                "length": result.lengths,
+            }
+        )
+        for name, result in results.items()
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the inputs and outputs."""
+    for name in ("data", "flow", "policy"):
+        parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder of the {name} artifact")
+    parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--out", type=Path, required=True, help="folder for episode.gif and returns.csv")
+
+
+if __name__ == "__main__":
+    run_stage("evaluate", main, add_arguments)

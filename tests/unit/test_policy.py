@@ -1,0 +1,153 @@
+"""The policy bundle: round trip, decentralised acting, noise streams, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import macflow
+from macflow.data.normalizer import Normalizer
+from macflow.policy import EpisodeNoise, Policy, build_policy, load_policy, save_policy
+from macflow.types import DataError, MultiAgentSpec
+
+
+def make_spec(discrete: bool) -> MultiAgentSpec:
+    a = 3 if discrete else 2
+    return MultiAgentSpec(
+        agent_ids=("left", "right"),
+        obs_dims=(3, 4),
+        state_size=2,
+        action_kind="discrete" if discrete else "continuous",
+        action_size=a,
+        action_low=(-1.0,) * a if discrete else (-2.0, 0.0),
+        action_high=(1.0,) * a if discrete else (2.0, 1.0),
+    )
+
+
+def write_bundle(folder: Path, discrete: bool = False, sharing: str = "shared") -> Policy:
+    spec = make_spec(discrete)
+    g = torch.Generator().manual_seed(0)
+    rng = np.random.default_rng(0)
+    normalizer = Normalizer.from_dict(
+        {
+            "obs_mean": rng.normal(size=(2, 4)).tolist(),
+            "obs_std": rng.uniform(0.5, 2, size=(2, 4)).tolist(),
+            "state_mean": [0.0, 0.0],
+            "state_std": [1.0, 1.0],
+            "reward_scale": 1.0,
+        }
+    )
+    net = build_policy(spec, sharing, [16], g)
+    folder.mkdir(exist_ok=True)
+    save_policy(
+        folder, spec, normalizer, net, {"params": {"distill": {"sharing": sharing, "hidden": [16]}}, "env": {}}
+    )
+    return load_policy(folder, seed=7)
+
+
+OBS = {"left": [0.1, -0.2, 0.3], "right": [0.1, 0.2, -0.3, 0.4]}
+
+
+@pytest.mark.parametrize("sharing", ["shared", "separate"])
+@pytest.mark.parametrize("discrete", [False, True])
+def test_acting_alone_equals_acting_together(tmp_path: Path, discrete: bool, sharing: str) -> None:
+    together = write_bundle(tmp_path, discrete, sharing)
+    apart = load_policy(tmp_path, seed=7)
+    for _ in range(3):
+        joint = together.act(OBS)
+        alone = {agent: apart.agent(agent).act(obs) for agent, obs in reversed(OBS.items())}
+        for agent in OBS:
+            np.testing.assert_allclose(joint[agent], alone[agent], atol=1e-6)
+
+
+def test_actions_lie_within_the_environments_bounds_and_vary(tmp_path: Path) -> None:
+    policy = write_bundle(tmp_path)
+    with torch.no_grad():
+        policy.net.net.head.weight.mul_(8)
+    actions = np.stack([policy.act(OBS)["right"] for _ in range(50)])
+    assert actions.dtype == np.float32
+    assert (actions >= [-2.0, 0.0]).all() and (actions <= [2.0, 1.0]).all()
+    assert (actions.std(axis=0) > 0).all()
+
+
+def test_one_agents_action_ignores_the_others_observation(tmp_path: Path) -> None:
+    write_bundle(tmp_path)
+    a = load_policy(tmp_path).act(OBS)["left"]
+    b = load_policy(tmp_path).act(OBS | {"right": [9.0, 9.0, 9.0, 9.0]})["left"]
+    np.testing.assert_array_equal(a, b)
+
+
+def test_illegal_actions_are_never_taken(tmp_path: Path) -> None:
+    policy = write_bundle(tmp_path, discrete=True)
+    legal = {"left": [False, True, False], "right": [True, False, True]}
+    for _ in range(30):
+        actions = policy.act(OBS, legal)
+        assert actions["left"] == 1
+        assert actions["right"] in (0, 2)
+
+
+def test_seed_fixes_the_actions(tmp_path: Path) -> None:
+    policy = write_bundle(tmp_path)
+    first = [policy.act(OBS)["left"] for _ in range(3)]
+    policy.seed(7)
+    np.testing.assert_array_equal(first, [policy.act(OBS)["left"] for _ in range(3)])
+    policy.seed(8)
+    assert not np.array_equal(first[0], policy.act(OBS)["left"])
+
+
+def test_episode_noise_depends_on_the_episodes_seed_alone() -> None:
+    spec = make_spec(False)
+    together, apart = EpisodeNoise(spec), EpisodeNoise(spec)
+    together.reset([3, 4, 5])
+    apart.reset([4])
+    for _ in range(2):
+        torch.testing.assert_close(together.draw()[1], apart.draw()[0])
+
+
+@pytest.mark.parametrize(
+    ("obs", "legal", "message"),
+    [
+        ({"middle": [0.0]}, None, r"agent id must be one of \['left', 'right'\], received 'middle'"),
+        ({"left": [0.0]}, None, r"observation of 'left' must have shape \(3,\), received \(1,\)"),
+        ({"left": [0.0, float("nan"), 0.0]}, None, "observation of 'left' must be finite"),
+        ({"left": [0.0, 0.0, 0.0]}, {"left": [False] * 3}, "legal actions of 'left' must be 3 flags"),
+    ],
+)
+def test_bad_input_is_refused_by_name(
+    tmp_path: Path, obs: dict[str, list[float]], legal: dict[str, list[bool]] | None, message: str
+) -> None:
+    policy = write_bundle(tmp_path, discrete=True)
+    with pytest.raises(ValueError, match=message):
+        policy.act(obs, legal)
+
+
+def test_unknown_agent_is_refused_before_it_acts(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="received 'middle'"):
+        write_bundle(tmp_path).agent("middle")
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "no weights", "bad json", "other version", "other weights"])
+def test_damaged_bundles_are_refused_by_file(tmp_path: Path, damage: str) -> None:
+    write_bundle(tmp_path)
+    manifest, weights = tmp_path / "policy.json", tmp_path / "policy.safetensors"
+    if damage == "no manifest":
+        manifest.unlink()
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "bad json":
+        manifest.write_text("{")
+    elif damage == "other version":
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 99}))
+    else:
+        weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(DataError, match=r"policy\.(json|safetensors)"):
+        load_policy(tmp_path)
+
+
+def test_the_package_offers_load_policy(tmp_path: Path) -> None:
+    write_bundle(tmp_path)
+    assert macflow.load_policy(tmp_path).spec == make_spec(False)
