@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 from dvc.lock import LockError, make_lock
@@ -106,10 +106,10 @@ class _Children:
 _children = _Children()
 
 
-def begin_run(root: Path) -> str | None:
-    """Make ready for a run; return what had to be repaired, if anything."""
+def begin_run(root: Path) -> list[str]:
+    """Make ready for a run; return what had to be repaired."""
     _children.reset()
-    return clear_corrupt_rwlock(root)
+    return clear_stale_locks(root)
 
 
 def stop_all() -> None:
@@ -187,26 +187,52 @@ def failure_message(stage: str, status: int, tail: list[str]) -> str:
     return f"{stage}: {' '.join(errors) or f'dvc exited with {status} and said nothing'}"[:MESSAGE_CHARACTERS]
 
 
-def clear_corrupt_rwlock(root: Path) -> str | None:
-    """Remove DVC's table of busy paths if it is not JSON; return what was done.
+def clear_stale_locks(root: Path) -> list[str]:
+    """Repair DVC's table of busy paths after a DVC process was killed; return what was done.
 
-    A DVC killed while it was writing the table leaves it empty, and then every later command fails.
+    Killed while writing, it leaves a table that is no JSON, and every later command fails. Killed later,
+    it leaves entries under its process id, which DVC respects as soon as any new process has that id.
     The guard file is held meanwhile, as by DVC itself, so no other process can be half-way through.
     """
     folder = root / ".dvc" / "tmp"
     table = folder / RWLOCK_FILE
     if not table.exists():
-        return None
+        return []
     try:
         with make_lock(str(folder / RWLOCK_LOCK)):
             try:
-                json.loads(table.read_text(encoding="utf-8"))
+                busy = json.loads(table.read_text(encoding="utf-8"))
             except ValueError:
                 table.unlink()
-                return f"removed {table}: a DVC process was killed while writing it"
+                return [f"removed {table}: a DVC process was killed while writing it"]
+            holders = {info["pid"] for paths in busy.values() for x in paths.values() for info in _as_list(x)}
+            gone = {pid for pid in holders if not _is_dvc(pid)}
+            if not gone:
+                return []
+            for mode, paths in busy.items():
+                for path, infos in list(paths.items()):
+                    kept = [info for info in _as_list(infos) if info["pid"] not in gone]
+                    if not kept:
+                        del paths[path]
+                    elif mode == "read":
+                        paths[path] = kept
+            table.write_text(json.dumps(busy), encoding="utf-8")
+            return [f"released what process {pid} of a killed run held" for pid in sorted(gone)]
     except (LockError, FileNotFoundError):
-        pass  # a DVC process is at work on it right now, so it is not left over
-    return None
+        return []  # a DVC process is at work on the table right now, so it is not left over
+
+
+def _as_list(infos: Any) -> list[dict[str, Any]]:
+    return infos if isinstance(infos, list) else [infos]  # readers are many, a writer is one
+
+
+def _is_dvc(pid: int) -> bool:
+    try:
+        return any("dvc" in word for word in psutil.Process(pid).cmdline())
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
 
 
 def _lines(stream: io.TextIOWrapper) -> Iterator[str]:

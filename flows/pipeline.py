@@ -44,8 +44,8 @@ def pipeline(force: bool = False, targets: list[str] | None = None, save: bool =
 
 def _run(force: bool, targets: list[str] | None, save: bool) -> State[Any]:
     log = get_run_logger()
-    if repaired := begin_run(ROOT):
-        log.warning(repaired)
+    for repair in begin_run(ROOT):
+        log.warning(repair)
     plan = read_plan(ROOT)
     try:
         stages = select(plan, targets or plan)
@@ -79,8 +79,8 @@ def _conclude(stages: list[PlannedStage], futures: dict[str, PrefectFuture[Any]]
     create_table_artifact(key="stages", table=rows, description="What each stage did in this run.")
     if failures:
         return Failed(message="\n".join(failures))
-    ran = [row["stage"] for row in rows if row["outcome"] == "ran"]
-    done = f"{len(ran)} of {len(rows)} stages ran, the others were up to date"
+    ran = sum(row["outcome"] == "ran" for row in rows)
+    done = f"{ran} of {len(rows)} stages ran, {len(rows) - ran} were up to date"
     if save:
         saved = save_experiment(ROOT, runtime.flow_run.get_name(), return_state=True)
         if not saved.is_completed():

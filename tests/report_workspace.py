@@ -49,6 +49,7 @@ def make_workspace(root: Path) -> Path:
     _training(root, rng)
     _evaluate(root)
     _diagnose(root)
+    _joint_actions(root, rng)
     _artifacts(root, rng)
     _machine(root)
     return root
@@ -119,10 +120,8 @@ def _describe(root: Path, rng: np.random.Generator) -> None:
 
 
 def _validation(root: Path) -> None:
-    expectations = [
-        {"name": name, "meaning": meaning, "success": True, "evaluated": 50000, "failures": 0, "first_failures": []}
-        for name, meaning in EXPECTATIONS.items()
-    ]  # fmt: skip
+    checked = {"success": True, "evaluated": 50000, "failures": 0, "first_failures": []}
+    expectations = [{"name": name, "meaning": meaning} | checked for name, meaning in EXPECTATIONS.items()]
     write_json(
         root / "reports/validation/validation.json",
         {"success": True, "dataset": "mpe/spread/medium-v0", "expectations": expectations},
@@ -153,8 +152,9 @@ def _training(root: Path, rng: np.random.Generator) -> None:
     _table(
         root / "plots/distill/diagnostics.csv",
         _columns(
-            step=at, w2=w2, coupling_bound=w2 * 1.22, value_gap=np.abs(q_policy - q_flow), lipschitz_q=5 + 0 * w2,
-            value_gap_bound=5 * w2, flow_spread=1.02 + 0 * w2, q_policy=q_policy, q_flow=q_flow,
+            step=at, w2=w2, coupling_bound=w2 * 1.22, value_gap=np.abs(q_policy - q_flow),
+            lipschitz_q=5 + 0 * w2, value_gap_bound=5 * w2, flow_spread=1.02 + 0 * w2,
+            q_policy=q_policy, q_flow=q_flow,
         ),
     )  # fmt: skip
     metrics = root / "metrics"
@@ -248,6 +248,21 @@ def _diagnose(root: Path) -> None:
             },
         },
     )  # fmt: skip
+
+
+def _joint_actions(root: Path, rng: np.random.Generator) -> None:
+    modes = np.array([[-0.7, 0.6], [0.6, -0.7]])
+    flow = modes[rng.integers(0, 2, 128)] + rng.normal(0, 0.08, (128, 2))
+    policy = modes[np.arange(128) % 2] * [1.0, 0.9] + rng.normal(0, 0.05, (128, 2))
+    _table(
+        root / "plots/diagnose/actions.csv",
+        (
+            {"state": 7, "source": source, "dim": dim, "x": x, "y": y}
+            for source, points in (("flow", flow), ("policy", policy))
+            for dim in range(2)
+            for x, y in points
+        ),
+    )
 
 
 def _artifacts(root: Path, rng: np.random.Generator) -> None:

@@ -33,6 +33,9 @@ class EpisodeRows:
     legal_actions: BoolArray | None  # (R, N, A), discrete only
     lengths: IntArray  # (E,) transitions of each episode
     seeds: IntArray  # (E,) UNKNOWN_SEED where the recorder kept none
+    # Numbers that the recorder itself wrote down, by which order is checked; None where it did not.
+    recorded_ids: IntArray | None = None  # (E,)
+    recorded_steps: IntArray | None = None  # (R,)
 
     @property
     def n_rows(self) -> int:

@@ -225,6 +225,23 @@ def _spread(continuous: bool) -> Callable[[SpreadKwargs], JointEnv]:
     return make
 
 
+def _measured(
+    env_id: str, returns: Mapping[int, tuple[float, float]], **others: Any
+) -> Mapping[str, Reference]:
+    """Return references from {n_agents: (random, expert)}, as the command of `how` prints them."""
+    return MappingProxyType(
+        {
+            kwargs_key({"n_agents": n, **others}): {
+                "random": random,
+                "expert": expert,
+                "how": f"python -m macflow.envs.references {env_id} --episodes 1000 "
+                f"--behaviours random expert --kwargs '{json.dumps({'n_agents': n})}'",
+            }
+            for n, (random, expert) in returns.items()
+        }
+    )
+
+
 _MPE2 = f"mpe2 {importlib.metadata.version('mpe2')} simple_spread_v3"
 
 
@@ -298,6 +315,9 @@ ENVIRONMENTS: Mapping[str, EnvEntry] = MappingProxyType(
             behaviours=_covering(
                 lambda spec: (_SPREAD_MEDIUM, _SPREAD_EXPERT), _towards(0.7), has_velocity=True
             ),
+            references=_measured(
+                "mpe/spread", {3: (-26.345, -8.298), 5: (-34.632, -13.98)}, max_cycles=25, local_ratio=0.5
+            ),
         ),
         "mpe/spread-discrete": EnvEntry(
             description="the same with five actions: none, left, right, down, up (mpe2)",
@@ -308,6 +328,12 @@ ENVIRONMENTS: Mapping[str, EnvEntry] = MappingProxyType(
             behaviours=_covering(
                 lambda spec: (_SPREAD_MEDIUM, _SPREAD_EXPERT), _towards(0.4), has_velocity=True, dead_zone=0.3
             ),
+            references=_measured(
+                "mpe/spread-discrete",
+                {3: (-26.691, -11.629), 5: (-35.061, -18.787)},
+                max_cycles=25,
+                local_ratio=0.5,
+            ),
         ),
         "game/landmark": EnvEntry(
             description="3 to 40 agents leap to cover as many landmarks; optimum 1 per step",
@@ -316,6 +342,17 @@ ENVIRONMENTS: Mapping[str, EnvEntry] = MappingProxyType(
             action_kind="continuous",
             version=GAMES_VERSION,
             behaviours=_covering(_landmark_skills, _leap, has_velocity=False),
+            references=_measured(
+                "game/landmark",
+                {
+                    3: (0.581, 4.787),
+                    5: (0.588, 4.787),
+                    10: (0.583, 4.788),
+                    20: (0.552, 4.788),
+                    40: (0.546, 4.787),
+                },
+                max_cycles=5,
+            ),
         ),
         "game/xor": EnvEntry(
             description="two agents, one step: reward 1 where they choose differently",

@@ -7,13 +7,14 @@ Every chart carries a sentence that says what it shows: the caption, and what a 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 
-from macflow.report.content import Content, Distribution, Row, interval
+from macflow.report.content import Content, Distribution, Row, Spec, interval
 from macflow.report.numbers import fixed, number, percent
 
 POLICY, FLOW, BEHAVIOUR = "var(--policy)", "var(--flow)", "var(--behaviour)"
@@ -97,6 +98,7 @@ def build_charts(content: Content) -> dict[str, Chart]:
             ),
         ),
         mutual_information(content),
+        *joint_actions(content.joint_actions, content.dataset.spec),
     ]
     lengths = content.description.length
     if lengths.min < lengths.max:
@@ -128,7 +130,7 @@ def returns_chart(content: Content) -> Chart:
     for row in rows:
         row["label"] = fixed(row["mean"])
         row["interval"] = f"{fixed(row['low'])} to {fixed(row['high'])}" if "low" in row else "all episodes"
-    unit = "Normalised return (0 random, 100 expert)" if normalised else "Return"
+    unit = "Normalised return" if normalised else "Return"
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         y=alt.Y(
             "who:N",
@@ -231,7 +233,9 @@ def action_coverage(rows: Sequence[Row]) -> Chart:
         )
         .properties(height=max(10, min(24, 480 // len(groups))) * len(groups), width="container")
     )
-    caption = f"The darker, the more often taken; {percent(filled, 0)} of the bins were used at least once."
+    caption = (
+        f"The stronger the colour, the more often taken. {percent(filled, 0)} of the bins were ever used."
+    )
     return Chart("actions", "Which actions the data holds", caption, _spec(chart))
 
 
@@ -254,7 +258,7 @@ def curve(key: str, title: str, rows: Sequence[Row], series: Sequence[Series]) -
         scale, axis = alt.Scale(zero=False, nice=True), alt.Axis(tickCount=5, format="~g")
     labels = [one.label for one in series]
     base = alt.Chart(alt.InlineData(values=values))
-    x = alt.X("step:Q", title="Training step", axis=alt.Axis(format=",", tickCount=5, grid=False))
+    x = alt.X("step:Q", title="Training step", axis=alt.Axis(format=",d", tickCount=5, grid=False))
     legend = alt.Legend(title=None, orient="top", symbolType="stroke", symbolSize=160) if series[1:] else None
     lines = base.mark_line(strokeWidth=2, interpolate="linear").encode(
         x=x,
@@ -324,6 +328,65 @@ def mutual_information(content: Content) -> Chart:
     return Chart(
         "mutual_information", "How much the agents' actions know of each other", caption, _spec(chart)
     )
+
+
+def joint_actions(rows: Sequence[Row], spec: Spec) -> list[Chart]:
+    """Draw two agents' actions against each other at the state where the flow has most modes.
+
+    One chart per action dimension, two at most; a point's area counts the samples on it, which
+    only differs where actions are discrete.
+    """
+    if not rows:
+        return []
+    state = rows[0]["state"]
+    labels = {"flow": "Joint flow", "policy": "One-step policies"}
+    charts = []
+    for dim in sorted({row["dim"] for row in rows})[:2]:
+        counts = Counter(
+            (row["source"], row["x"], row["y"]) for row in rows if row["state"] == state and row["dim"] == dim
+        )
+        values = [
+            {"source": labels[source], "x": x, "y": y, "count": count}
+            for (source, x, y), count in counts.items()
+        ]
+        first, second = spec.agent_ids[:2]
+        chart = (
+            alt.Chart(alt.InlineData(values=values))
+            .mark_point(filled=False, strokeWidth=1.5, opacity=0.75)
+            .encode(
+                x=alt.X("x:Q", title=f"Action of {first}", scale=alt.Scale(zero=False, nice=True, padding=8)),
+                y=alt.Y(
+                    "y:Q", title=f"Action of {second}", scale=alt.Scale(zero=False, nice=True, padding=8)
+                ),
+                color=alt.Color(
+                    "source:N",
+                    scale=alt.Scale(domain=list(labels.values()), range=[FLOW, POLICY]),
+                    legend=alt.Legend(title=None, orient="top"),
+                ),
+                shape=alt.Shape(
+                    "source:N", scale=alt.Scale(domain=list(labels.values()), range=["circle", "cross"])
+                ),
+                size=alt.Size("count:Q", scale=alt.Scale(domainMin=1, range=[36, 400]), legend=None)
+                if spec.action_kind == "discrete"
+                else alt.value(36),
+                tooltip=[
+                    alt.Tooltip("source:N", title="Played by"),
+                    alt.Tooltip("x:Q", title=first, format=".2f"),
+                    alt.Tooltip("y:Q", title=second, format=".2f"),
+                    alt.Tooltip("count:Q", title="Samples"),
+                ],
+            )
+            .properties(height=260, width="container")
+        )
+        title = "Two agents at one state" + (
+            "" if spec.action_kind == "discrete" else f", dimension {dim:.0f}"
+        )
+        caption = (
+            "Samples of the flow and of the policies at one recorded state, the one of those examined where "
+            "the flow has most modes. Clusters that the policies leave empty are modes that they do not play."
+        )
+        charts.append(Chart(f"joint_actions_{dim:.0f}", title, caption, _spec(chart)))
+    return charts
 
 
 def _spec(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> dict[str, Any]:

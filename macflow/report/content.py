@@ -221,6 +221,8 @@ class Content:
     critic_curve: Sequence[Row]
     distill_curve: Sequence[Row]
     bound_curve: Sequence[Row]
+    # Empty where there is one agent only.
+    joint_actions: Sequence[Row]
     episode_gif: bytes
     lineage: Lineage
 
@@ -267,6 +269,9 @@ def read_content(inputs: Inputs) -> Content:
             plots / "distill/diagnostics.csv",
             ("step", "w2", "coupling_bound", "value_gap", "value_gap_bound", "q_policy", "q_flow"),
         ),
+        joint_actions=read_table(
+            plots / "diagnose/actions.csv", ("state", "dim", "x", "y"), ("source",), may_be_empty=True
+        ),
         episode_gif=_read_gif(plots / "evaluate/episode.gif"),
         lineage=read_lineage(manifests, inputs.lock, params),
     )
@@ -285,24 +290,25 @@ def read_params(path: Path) -> dict[str, dict[str, Any]]:
     return raw
 
 
-def read_table(path: Path, numeric: Sequence[str], text: Sequence[str] = ()) -> tuple[Row, ...]:
-    """Read the named columns of a CSV with a header and at least one row.
+def read_table(
+    path: Path, numeric: Sequence[str], text: Sequence[str] = (), may_be_empty: bool = False
+) -> tuple[Row, ...]:
+    """Read the named columns of a CSV with a header.
 
     Cells of `numeric` columns become floats, None where empty or not finite.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            lines = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            lines, columns = list(reader), reader.fieldnames or ()
     except FileNotFoundError:
         raise DataError(f"{path}: file not found") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a CSV file: {error}") from None
-    if not lines:
+    if missing := [name for name in (*numeric, *text) if name not in columns]:
+        raise DataError(f"{path}: column `{missing[0]}` is missing (received {', '.join(columns)})")
+    if not lines and not may_be_empty:
         raise DataError(f"{path}: holds no rows")
-    if missing := [name for name in (*numeric, *text) if lines[0].get(name) is None]:
-        raise DataError(
-            f"{path}: column `{missing[0]}` is missing (received {', '.join(map(str, lines[0]))})"
-        )
     return tuple(
         {name: line[name] for name in text} | {name: _cell(path, name, line[name]) for name in numeric}
         for line in lines
@@ -317,22 +323,26 @@ def headline(evaluation: Evaluation) -> tuple[tuple[str, bool], ...]:
     over_data = gain(evaluation, data)
     over_flow = gain(evaluation, flow)
     normalised = evaluation.reference is not None
+
+    def distance(difference: float) -> str:
+        return _size(abs(difference)) + (" points" if normalised else "")
+
+    def place(difference: float) -> str:
+        return f"{distance(difference)} {'below' if difference < 0 else 'above'}"
+
     if low <= flow_high and flow_low <= high:
         # The sign of a difference that the intervals do not separate would claim too much.
-        versus_flow = (
-            "level with",
-            f" the joint flow it was distilled from ({_size(abs(over_flow))} apart).",
-        )
+        place_to_flow, remark = "level with", f" ({distance(over_flow)} apart)"
     else:
-        versus_flow = (_above_or_below(over_flow, normalised), " the joint flow it was distilled from.")
+        place_to_flow, remark = place(over_flow), ""
     return (
         (f"The one-step policy reaches a {'normalised ' if normalised else ''}return of ", False),
         (_size(mean), True),
         (f" (95% interval {_size(low)} to {_size(high)}), ", False),
-        (_above_or_below(over_data, normalised), True),
+        (place(over_data), True),
         (" the mean of its dataset and ", False),
-        (versus_flow[0], True),
-        (versus_flow[1], False),
+        (place_to_flow, True),
+        (f" the joint flow it was distilled from{remark}.", False),
     )
 
 
@@ -381,12 +391,6 @@ def _size(value: float) -> str:
     return fixed(value, 1)
 
 
-def _above_or_below(difference: float, normalised: bool) -> str:
-    return (
-        f"{_size(abs(difference))}{' points' if normalised else ''} {'below' if difference < 0 else 'above'}"
-    )
-
-
 FactsT = TypeVar("FactsT", bound=_Facts)
 
 
@@ -408,7 +412,7 @@ def _read_gif(path: Path) -> bytes:
     return content
 
 
-def _cell(path: Path, column: str, cell: str) -> float | None:
+def _cell(path: Path, column: str, cell: str | None) -> float | None:
     if not cell:
         return None
     try:

@@ -81,14 +81,15 @@ def lay_out(lineage: Lineage, vertical: bool) -> Graph:
         else:
             near = start == first
             # Of arcs that leave one box the longest leaves first; of those that arrive it arrives last.
-            out = leaving[start]
-            into = arriving[end, near]
-            begin = start * pitch + length * (1 - (out.index(end) + 1) / (len(out) + 1) / 1.25)
+            out, into = leaving[start], arriving[end, near]
+            # Leaving arcs keep to the first four fifths, clear of the straight arrow's end.
+            begin = start * pitch + length * (1 - 0.8 * (out.index(end) + 1) / (len(out) + 1))
             finish = end * pitch + length * (into.index(start) + 1) / (len(into) + 1)
             side = before if near else before + breadth
             control = side - bulge(start, end) if near else side + bulge(start, end)
             tip = side - 2 if near else side + 2
-            path = f"M{point(begin, side)} C{point(begin, control)} {point(finish, control)} {point(finish, tip)}"
+            handles = f"{point(begin, control)} {point(finish, control)}"
+            path = f"M{point(begin, side)} C{handles} {point(finish, tip)}"
         edges.append(Edge(source, target, path, state))
     nodes = tuple(
         Node(artifact, before, index * pitch) if vertical else Node(artifact, index * pitch, before)

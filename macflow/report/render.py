@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,9 @@ def machine_script(facts: dict[str, Any]) -> str:
     return f"window.macflowMachine = {text};\n"
 
 
+@cache
 def _chart_library() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script that cannot end its `script` element."""
-    bundle: str = vl_convert.javascript_bundle()
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed=vegaEmbed;")
     # Minified names such as `t` would otherwise be globals.
     return "(()=>{" + re.sub(r"<(/script|!--)", r"\\x3c\1", bundle, flags=re.IGNORECASE) + "})();"

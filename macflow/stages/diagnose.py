@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,14 @@ from macflow.evaluation.diagnostics import (
 from macflow.files import replace_directory, write_json
 from macflow.policy import Policy, load_policy
 from macflow.stages._common import run_stage
-from macflow.training.artifacts import CriticArtifact, FlowArtifact, load_critic, load_flow
+from macflow.training.artifacts import (
+    CriticArtifact,
+    FlowArtifact,
+    TeacherArtifact,
+    load_critic,
+    load_flow,
+    load_teacher,
+)
 from macflow.types import DataError
 
 # Agents times rows that pass through a net at once.
@@ -57,25 +65,29 @@ class Models:
         legal = self.dataset.legal_actions
         return None if legal is None else legal[rows]
 
-    def play(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the policy's and the flow's joint actions (P, N, A) at `rows` (P,), from the same noise."""
-        n, a = self.dataset.spec.n_agents, self.dataset.spec.action_size
-        parts = []
-        for part in rows.split(max(1, CHUNK // n)):  # type: ignore[no-untyped-call]
-            obs, legal = self.dataset.obs[part], self.legal(part)
-            noise = torch.randn((len(part), n, a), generator=generator)
-            policy = self.policy.sample(obs, noise, legal)
-            if legal is not None:
-                # What agents do is the best action, not its probability.
-                policy = one_hot_of_best_legal(policy, legal)
-            parts.append((policy, self.flow.sample(self.flow.normalizer.normalize_obs(obs), noise, legal)))
-        return torch.cat([p for p, _ in parts]), torch.cat([f for _, f in parts])
+    def policy_actions(self, rows: Tensor, noise: Tensor) -> Tensor:
+        """Return the policies' joint actions (P, N, A) at `rows` (P,) from `noise` (P, N, A)."""
+        legal = self.legal(rows)
+        actions = self.policy.sample(self.dataset.obs[rows], noise, legal)
+        # What agents do is the best action, not its probability.
+        return actions if legal is None else one_hot_of_best_legal(actions, legal)
+
+    def flow_actions(self, rows: Tensor, noise: Tensor) -> Tensor:
+        """Return the flow's joint actions (P, N, A) at `rows` (P,) from `noise` (P, N, A)."""
+        obs = self.flow.normalizer.normalize_obs(self.dataset.obs[rows])
+        return self.flow.sample(obs, noise, self.legal(rows))
 
     def q_total(self, rows: Tensor, actions: Tensor) -> Tensor:
         """Return Q_tot (P,) of joint actions (P, N, A) at `rows` (P,)."""
         normalizer = self.flow.normalizer
         obs = normalizer.normalize_obs(self.dataset.obs[rows])
         return self.critic.q_total(obs, normalizer.normalize_state(self.dataset.state[rows]), actions)
+
+
+def _chunks(rows: Tensor, noise: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    size = max(1, CHUNK // noise.shape[1])
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size], noise[start : start + size]
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -101,15 +113,17 @@ def main(arguments: argparse.Namespace) -> None:
     train_rows = models.dataset.train_rows
     states = train_rows[torch.randperm(len(train_rows), generator=generator)[: params.states]]  # (B,)
 
-    policy, flow = models.play(states.repeat_interleave(params.samples), generator)
     shape = (len(states), params.samples, spec.n_agents, spec.action_size)
-    policy, flow = policy.reshape(shape), flow.reshape(shape)
+    noise = torch.randn(shape, generator=generator).flatten(0, 1)
+    parts = list(_chunks(states.repeat_interleave(params.samples), noise))
+    policy = torch.cat([models.policy_actions(*part) for part in parts]).reshape(shape)
+    flow = torch.cat([models.flow_actions(*part) for part in parts]).reshape(shape)
     comparison = compare(
         policy, flow, lambda index, actions: models.q_total(states[index], actions), models.legal(states)
     )
     modes = policy_modes(comparison)
     around = _neighbourhoods(models, states, params)  # (B, M)
-    information = _information(models, around, generator, params.seed)
+    information = _information(models, load_teacher(arguments.teacher), around, generator, params.seed)
     at_state = {
         name: mutual_information(actions, spec.discrete, params.seed)
         for name, actions in (("flow", flow), ("policy", policy))
@@ -166,15 +180,17 @@ def _neighbourhoods(models: Models, states: Tensor, params: DiagnoseParams) -> T
 
 
 def _information(
-    models: Models, around: Tensor, generator: torch.Generator, seed: int
+    models: Models, teacher: TeacherArtifact, around: Tensor, generator: torch.Generator, seed: int
 ) -> dict[str, MutualInformation]:
     """Measure dataset, flow and policy on the same neighbourhoods, one joint action per row.
 
     The dataset has one action per state, so near states stand for the same state; measured alike,
-    the three compare.
+    the three compare. The flow's actions are those that the policy was distilled from.
     """
-    policy, flow = models.play(around.flatten(), generator)
-    actions = {"dataset": _recorded(models, around.flatten()), "flow": flow, "policy": policy}
+    rows = around.flatten()
+    noise, flow = teacher.draw(rows, generator)
+    policy = torch.cat([models.policy_actions(*part) for part in _chunks(rows, noise)])
+    actions = {"dataset": _recorded(models, rows), "flow": flow, "policy": policy}
     return {
         name: mutual_information(a.reshape(*around.shape, *a.shape[1:]), models.discrete, seed)
         for name, a in actions.items()
@@ -228,7 +244,7 @@ def _information_table(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the inputs and outputs."""
-    for name in ("data", "flow", "critic", "policy"):
+    for name in ("data", "flow", "teacher", "critic", "policy"):
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"folder of the {name} artifact")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--plots", type=Path, required=True, help="folder of tables to write")

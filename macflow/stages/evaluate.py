@@ -63,6 +63,8 @@ def main(arguments: argparse.Namespace) -> None:
     obs = dataset.obs[rows].numpy()
     legal = None if dataset.legal_actions is None else dataset.legal_actions[rows].numpy()
     timings = {}
+    # A batch of one gains nothing from more threads, and waits for them where cores are busy.
+    torch.set_num_threads(1)
     for name in ("policy", "flow"):
         latency = latency_us(actors[name], obs, legal)
         timings[name] = {"latency_us_p50": round(latency.p50, 1), "latency_us_p95": round(latency.p95, 1)}

@@ -97,7 +97,8 @@ def test_both_propositions_hold_on_a_real_critic(seed: int) -> None:
     found = policy_diagnostics(policy, flow, q_total)
     assert 0 < found.w2 <= found.coupling_bound
     assert 0 < found.value_gap <= found.value_gap_bound
-    assert found.w2_bound_holds and found.value_gap_bound_holds
+    assert found.w2_bound_holds
+    assert found.value_gap_bound_holds
     assert found.value_gap == pytest.approx(abs(found.q_policy - found.q_flow))
 
 
@@ -150,7 +151,7 @@ def test_a_violated_bound_is_shown() -> None:
 
 def test_values_that_are_not_finite_are_refused() -> None:
     flow = two_mode_flow()
-    with pytest.raises(DataError, match="critic's values are not all finite: 0.0% are"):
+    with pytest.raises(DataError, match=r"critic's values are not all finite: 0\.0% are"):
         policy_diagnostics(flow, flow, lambda s, a: a.sum(dim=(1, 2)) * torch.nan)
     with pytest.raises(DataError, match="policy's actions"):
         policy_diagnostics(flow * torch.inf, flow, flat_value)
@@ -205,7 +206,8 @@ def test_find_modes_finds_a_rare_group_and_agrees_with_the_truth() -> None:
 def test_policy_that_plays_every_mode_drops_none() -> None:
     flow = two_mode_flow()
     check = check_mode_dropping(policy_modes(compare(two_mode_flow(seed=1), flow, flat_value)), 0.25)
-    assert check.value == 0.0 and not check.raised
+    assert check.value == 0.0
+    assert not check.raised
 
 
 def test_policy_that_plays_one_of_two_equal_modes_drops_half() -> None:
@@ -214,7 +216,8 @@ def test_policy_that_plays_one_of_two_equal_modes_drops_half() -> None:
     modes = policy_modes(compare(policy, flow, flat_value))
     check = check_mode_dropping(modes, 0.25)
     assert len(modes) == 8
-    assert check.value == pytest.approx(0.5) and check.raised
+    assert check.value == pytest.approx(0.5)
+    assert check.raised
 
 
 def test_policy_between_the_modes_drops_both() -> None:
@@ -228,8 +231,10 @@ def test_leaving_a_worse_mode_is_the_purpose_and_leaving_a_better_one_is_not() -
     better, worse = FLOW_MODES[1].expand_as(flow), FLOW_MODES[0].expand_as(flow)
     kept = check_mode_dropping(policy_modes(compare(better, flow, first_agent_value)), 0.25)
     lost = check_mode_dropping(policy_modes(compare(worse, flow, first_agent_value)), 0.25)
-    assert kept.value == 0.0 and "50%" in kept.meaning
-    assert lost.value == pytest.approx(0.5) and lost.raised
+    assert kept.value == 0.0
+    assert "50%" in kept.meaning
+    assert lost.value == pytest.approx(0.5)
+    assert lost.raised
 
 
 def test_one_stray_sample_does_not_cover_a_mode() -> None:
@@ -249,8 +254,10 @@ def test_product_of_the_marginals_is_a_factorisation_failure() -> None:
     failed = check_factorisation(compare(shuffled, flow, flat_value), 0.5)
     faithful = check_factorisation(compare(two_mode_flow(samples=128, seed=1), flow, flat_value), 0.5)
     # Half the samples are a flip of one agent (distance 1.6) from the nearest mode, as far as the spread.
-    assert failed.value == pytest.approx(1.0, abs=0.15) and failed.raised
-    assert faithful.value < 0.2 and not faithful.raised
+    assert failed.value == pytest.approx(1.0, abs=0.15)
+    assert failed.raised
+    assert faithful.value < 0.2
+    assert not faithful.raised
 
 
 def test_distance_that_gains_value_is_no_factorisation_failure() -> None:
@@ -258,8 +265,10 @@ def test_distance_that_gains_value_is_no_factorisation_failure() -> None:
     policy = FLOW_MODES[1].expand_as(flow)
     paid = check_factorisation(compare(policy, flow, first_agent_value), 0.5)
     unpaid = check_factorisation(compare(policy, flow, lambda s, a: -first_agent_value(s, a)), 0.5)
-    assert paid.value == 0.0 and "(0 of 4 states)" in paid.meaning
-    assert unpaid.value > 1.0 and unpaid.raised
+    assert paid.value == 0.0
+    assert "(0 of 4 states)" in paid.meaning
+    assert unpaid.value > 1.0
+    assert unpaid.raised
 
 
 def test_tiny_distance_from_a_deterministic_flow_is_no_failure() -> None:
@@ -272,8 +281,10 @@ def test_tiny_distance_from_a_deterministic_flow_is_no_failure() -> None:
 
 def test_q_collapse_compares_with_what_rewards_allow() -> None:
     within, beyond = check_q_collapse(19.0, 1.0, 0.95, 1.0), check_q_collapse(21.0, 1.0, 0.95, 1.0)
-    assert within.value == pytest.approx(0.95) and not within.raised
-    assert beyond.value == pytest.approx(1.05) and beyond.raised
+    assert within.value == pytest.approx(0.95)
+    assert not within.raised
+    assert beyond.value == pytest.approx(1.05)
+    assert beyond.raised
     assert beyond.to_dict()["raised"] is True
 
 
@@ -317,5 +328,6 @@ def test_nearest_rows_are_the_nearest_and_ties_are_spread() -> None:
     points = torch.arange(10.0)[:, None]
     assert set(nearest_rows(points, torch.tensor([[4.2]]), 3, 0)[0]) == {3, 4, 5}
     tied = nearest_rows(torch.zeros(1000, 1), torch.zeros(1, 1), 100, 0)[0]
-    assert 350 < tied.mean() < 650 and len(np.unique(tied)) == 100
+    assert 350 < tied.mean() < 650
+    assert len(np.unique(tied)) == 100
     assert nearest_rows(points, torch.zeros(2, 1), 99, 0).shape == (2, 10)

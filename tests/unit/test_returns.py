@@ -28,7 +28,8 @@ def test_interval_covers_the_true_mean_as_often_as_it_says() -> None:
 def test_interval_leans_with_a_skewed_sample() -> None:
     sample = np.random.default_rng(2).lognormal(0, 1, 50)
     found = bootstrap_mean(sample, seed=0)
-    assert found.low is not None and found.high is not None
+    assert found.low is not None
+    assert found.high is not None
     assert found.high - found.mean > found.mean - found.low
 
 
@@ -47,7 +48,8 @@ def test_constant_and_single_values() -> None:
 @pytest.mark.parametrize("values", [[0.0, 1.0], [1.0] * 199 + [0.0], [0.0, 0.0, 1e-9]])
 def test_nearly_degenerate_samples_still_have_a_finite_interval(values: list[float]) -> None:
     found = bootstrap_mean(values, seed=0)
-    assert found.low is not None and found.high is not None
+    assert found.low is not None
+    assert found.high is not None
     assert found.low <= found.mean <= found.high
 
 
@@ -70,5 +72,6 @@ def test_summary_normalises_mean_and_interval_alike() -> None:
 
 def test_summary_without_references_has_no_normalised_return() -> None:
     found = summarise_returns([1.0, 2.0], [1, 1], None, seed=0)
-    assert found["normalized_return"] is None and found["normalized_return_ci95_high"] is None
+    assert found["normalized_return"] is None
+    assert found["normalized_return_ci95_high"] is None
     assert found["return_ci95_low"] is not None

@@ -135,7 +135,8 @@ def test_gif_shows_the_whole_episode_in_equal_bytes(tmp_path: Path) -> None:
     with Image.open(tmp_path / "two.gif") as gif:
         assert gif.n_frames == 7  # the first sight and six steps
         assert gif.size == (480, 320)
-        assert gif.info["duration"] == 100 and gif.info["loop"] == 0
+        assert gif.info["duration"] == 100
+        assert gif.info["loop"] == 0
         gif.seek(6)
         assert gif.info["duration"] == 1000
         pixel = gif.convert("RGB").getpixel((80, 100))
@@ -165,7 +166,9 @@ def test_gif_of_a_long_noisy_episode_is_thinned_and_small(tmp_path: Path) -> Non
 def test_latency_is_that_of_one_environment_at_a_time() -> None:
     class Slow(Noisy):
         def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
-            assert len(obs) == 1 and legal_actions is not None and legal_actions.shape == (1, N, 4)
+            assert len(obs) == 1
+            assert legal_actions is not None
+            assert legal_actions.shape == (1, N, 4)
             time.sleep(0.002)
             return super().act(obs, legal_actions)
 
