@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy import stats
-
 from workspace import make_workspace, run_stages
 
 DATA = ("record", "prepare", "describe")
@@ -49,7 +48,8 @@ def main() -> None:
 def report(results: dict[int, dict[str, dict]], out: Path) -> None:
     """Print one row per seed and the means with 95% t-intervals over seeds; write the same as JSON."""
     print(
-        "\n| seed | policy | flow | dataset | gain | W2 first | W2 last | raised |\n|---|---|---|---|---|---|---|---|"
+        "\n| seed | policy | flow | dataset | gain | W2 first | W2 last | raised |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     for seed, metrics in results.items():
         raised = [name for name, check in metrics["diagnose"]["checks"].items() if check["raised"]]
@@ -70,7 +70,8 @@ def report(results: dict[int, dict[str, dict]], out: Path) -> None:
         half = float(stats.t.ppf(0.975, len(values) - 1)) * error
         summary[name] = {"mean": mean, "ci95_low": mean - half, "ci95_high": mean + half, "values": values}
         print(
-            f"{name}: {mean:.1f} (95% interval over {len(values)} seeds {mean - half:.1f} to {mean + half:.1f})"
+            f"{name}: {mean:.1f} "
+            f"(95% interval over {len(values)} seeds {mean - half:.1f} to {mean + half:.1f})"
         )
     out.write_text(json.dumps({"seeds": results, "summary": summary}, indent=2) + "\n")
 

@@ -20,8 +20,10 @@ def encode_actions(spec: MultiAgentSpec, actions: Tensor) -> Tensor:
 
 def decode_actions(spec: MultiAgentSpec, actions: Tensor) -> ActionArray:
     """Invert `encode_actions`: (..., N, A) to environment actions (..., N, A) or indices (..., N)."""
-    array = actions.detach().cpu().numpy()
+    array: ActionArray = actions.detach().cpu().numpy()
     if spec.discrete:
-        return array.argmax(axis=-1).astype(np.int64)
+        indices: ActionArray = array.argmax(axis=-1).astype(np.int64)
+        return indices
     low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
-    return (low + (array + 1) / 2 * (high - low)).astype(np.float32)
+    scaled: ActionArray = (low + (array + 1) / 2 * (high - low)).astype(np.float32)
+    return scaled

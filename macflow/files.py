@@ -72,6 +72,6 @@ def digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     whole = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        whole.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
+    for member in sorted(p for p in path.rglob("*") if p.is_file()):
+        whole.update(f"{member.relative_to(path).as_posix()}\0{digest(member)}\n".encode())
     return whole.hexdigest()

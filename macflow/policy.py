@@ -83,9 +83,7 @@ class Policy:
         for i in indices.values():
             noise[0, i] = self._streams[i].standard_normal(a, np.float32)
         actions = self.act_batch(rows, torch.from_numpy(noise), legal if self.spec.discrete else None)[0]
-        return {
-            agent: int(actions[i]) if self.spec.discrete else actions[i] for agent, i in indices.items()
-        }
+        return {agent: int(actions[i]) if self.spec.discrete else actions[i] for agent, i in indices.items()}
 
     def agent(self, agent_id: str) -> AgentPolicy:
         """Return the policy of one agent, which needs that agent's observation alone."""
@@ -155,6 +153,10 @@ class AgentPolicy:
         return self._policy.act({self.agent_id: obs}, legal)[self.agent_id]
 
 
+# Environments seed their own streams with the same numbers; the policies' noise must not repeat them.
+_NOISE_STREAM = 0x6E6F6973
+
+
 class EpisodeNoise:
     """Noise for a batch of episodes, each from its own seed, whatever the batch it runs in."""
 
@@ -164,7 +166,7 @@ class EpisodeNoise:
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Begin one stream per seed."""
-        self.streams = [np.random.default_rng(seed) for seed in seeds]
+        self.streams = [np.random.default_rng([_NOISE_STREAM, seed]) for seed in seeds]
 
     def draw(self) -> Tensor:
         """Return the next noise of every episode: (E, N, A)."""

@@ -75,7 +75,8 @@ class MultiAgentSpec:
     def from_dict(cls, raw: dict[str, Any]) -> MultiAgentSpec:
         """Build from `to_dict`'s result; a missing or unknown key raises `DataError`."""
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+            return cls(**fields)
         except TypeError as error:
             raise DataError(f"agent specification has wrong keys: {error}") from None
 

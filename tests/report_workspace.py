@@ -30,7 +30,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "report": {"title": "MAC-Flow on MPE spread"},
 }
 EXPECTATIONS = {
-    "rows_in_order": "Rows of an episode follow each other without a gap",
+    "rows_in_order": "rows of an episode follow each other without a gap",
     "end_flags": "Every episode ends with exactly one end flag, at its last step",
     "finite_rewards": "Every reward is a finite number within the believed range",
     "finite_observations": "Every observation is a finite number within the believed range",
@@ -120,7 +120,7 @@ def _describe(root: Path, rng: np.random.Generator) -> None:
 
 
 def _validation(root: Path) -> None:
-    checked = {"success": True, "evaluated": 50000, "failures": 0, "first_failures": []}
+    checked = {"success": True, "evaluated": True, "failures": 0, "first_failures": []}
     expectations = [{"name": name, "meaning": meaning} | checked for name, meaning in EXPECTATIONS.items()]
     write_json(
         root / "reports/validation/validation.json",
@@ -198,7 +198,7 @@ def _evaluate(root: Path) -> None:
             "reference": {
                 "random": random,
                 "expert": expert,
-                "how": "mean of 10 000 episodes of the uniform policy and of the `expert` controller",
+                "how": "python -m macflow.envs.references mpe/spread --episodes 10000",
             },
             "policy": returns(-24.1, 0.8),
             "flow": returns(-29.9, 1.2),

@@ -4,10 +4,11 @@
     python tools/sync_dvc_deps.py --check    only say what differs; exit with 1 if anything does
 
 A stage depends on every local module that its file imports, directly or through others, wherever in the
-file the import stands, on the `__init__.py` of their packages, on modules that it starts as processes
-(`python -m NAME`, the name as a string), and on the templates beside modules that use jinja2. What only
-the type checker imports is no dependency. A package's `__getattr__` (lazy exports) counts for those who
-import a name through it. The whole package as one dependency would rerun everything after any edit.
+file the import stands, on the `__init__.py` of their packages unless empty, on modules that it starts as
+processes (`python -m NAME`, the name as a string), and on the templates beside modules that use jinja2.
+What only the type checker imports is no dependency. A package's `__getattr__` (lazy exports) counts for
+those who import a name through it. The whole package as one dependency would rerun everything after any
+edit.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def code_deps(root: Path, module: str) -> list[str]:
         parents = name.split(".")
         pending += [".".join(parents[:i]) for i in range(1, len(parents))]
         pending += _imports(root, path, name)
-    return sorted(path.relative_to(root).as_posix() for path in found)
+    # DVC warns of every empty file at every turn, and an empty `__init__.py` has no effect to depend on.
+    return sorted(path.relative_to(root).as_posix() for path in found if path.stat().st_size)
 
 
 @cache

@@ -129,12 +129,7 @@ def load_prepared(path: Path) -> PreparedDataset:
     # Cloned out of the lazy map: gathering from mapped memory is up to a hundred times slower.
     tensors = {name: tensor.clone() for name, tensor in _read_arrays(path, "pt").items()}
     _check_arrays(path, tensors, spec, meta, {"bool": torch.bool, "int": torch.int64, "float": torch.float32})
-    try:
-        returns = pl.read_parquet(path / EPISODES_FILE, columns=["team_return"])["team_return"].to_numpy()
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path / EPISODES_FILE}: cannot be read: {error}") from None
-    if len(returns) != meta["counts"]["episodes"]:
-        raise DataError(f"{path / EPISODES_FILE}: has {len(returns)} episodes, {DATASET_FILE} says otherwise")
+    table = _read_episodes(path, meta, tensors["train_rows"].numpy())
     return PreparedDataset(
         spec=spec,
         env_id=meta["env"]["id"],
@@ -148,7 +143,7 @@ def load_prepared(path: Path) -> PreparedDataset:
         truncated=tensors["truncated"],
         legal_actions=tensors.get("legal_actions"),
         train_rows=tensors["train_rows"],
-        returns=returns,
+        returns=table["team_return"].to_numpy(),
     )
 
 
@@ -158,18 +153,12 @@ def load_rows(path: Path) -> tuple[EpisodeRows, MultiAgentSpec, dict[str, Any]]:
     arrays = _read_arrays(path, "np")
     kinds = {"bool": np.dtype(np.bool_), "int": np.dtype(np.int64), "float": np.dtype(np.float32)}
     _check_arrays(path, arrays, spec, meta, kinds)
-    try:
-        table = pl.read_parquet(path / EPISODES_FILE, columns=["length", "seed"])
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path / EPISODES_FILE}: cannot be read: {error}") from None
-    train_rows = arrays.pop("train_rows")
+    table = _read_episodes(path, meta, arrays.pop("train_rows"))
     rows = EpisodeRows(
         **{"legal_actions": None, **arrays},
         lengths=table["length"].to_numpy(),
         seeds=table["seed"].to_numpy(),
     )
-    if rows.lengths.sum() + rows.n_episodes != rows.n_rows or not np.array_equal(rows.train_rows, train_rows):
-        raise DataError(f"{path}: {EPISODES_FILE} and {ARRAYS_FILE} disagree on where episodes begin")
     return rows, spec, meta
 
 
@@ -204,6 +193,26 @@ def _read_arrays(path: Path, framework: str) -> dict[str, Any]:
         raise DataError(f"{file}: file not found") from None
     except (OSError, SafetensorError) as error:
         raise DataError(f"{file}: cannot be read (truncated or damaged?): {error}") from None
+
+
+def _read_episodes(path: Path, meta: Mapping[str, Any], train_rows: NDArray[np.int64]) -> pl.DataFrame:
+    """Read length, seed and team_return of the episodes; they must agree with the train rows."""
+    file = path / EPISODES_FILE
+    try:
+        table = pl.read_parquet(file, columns=["length", "seed", "team_return"])
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
+    if table.height != meta["counts"].get("episodes"):
+        raise DataError(f"{file}: has {table.height} episodes, {DATASET_FILE} says otherwise")
+    lengths = table["length"].to_numpy()
+    ends = np.cumsum(lengths + 1) - 1
+    kept = np.ones(meta["counts"]["rows"], np.bool_)
+    fits = bool((lengths >= 1).all()) and ends[-1:].tolist() == [len(kept) - 1]
+    if fits:
+        kept[ends] = False
+    if not fits or not np.array_equal(np.flatnonzero(kept), train_rows):
+        raise DataError(f"{path}: {EPISODES_FILE} and {ARRAYS_FILE} disagree on where episodes begin")
+    return table
 
 
 def _check_arrays(

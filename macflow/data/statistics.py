@@ -1,7 +1,7 @@
 """What a dataset is like, before anything is trained on it.
 
 The coordination statistics are conditional on the state, which is cut into cells by random
-hyperplanes through its mean: rows of one cell have similar states.
+hyperplanes near its mean: rows of one cell have similar states.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ LEAST_ROWS_FOR_SHAPE = 30
 # Sarle's bimodality coefficient of a uniform distribution: above it, two modes are likely.
 UNIFORM_BIMODALITY = 5 / 9
 HISTOGRAM_BINS = 40
+# Largest distance of a state cell's hyperplane from the mean: the quartiles of a normal distribution.
+OFFSET_SPREADS = 0.67
 # State-action coverage counts pairs that agree to so many decimals as one (OG-MARL's convention).
 SACO_DECIMALS = 4
 CHUNK_ROWS = 1 << 16
@@ -108,7 +110,7 @@ def _rounded_hashes(array: NDArray[Any]) -> NDArray[np.uint64]:
 
 
 def state_cells_of(state: NDArray[np.float32], cells: int, seed: int) -> IntArray:
-    """Assign each state (T, S) to one of `cells` cells by the signs of random projections, (T,).
+    """Assign each state (T, S) to one of `cells` cells by its sides of random hyperplanes, (T,).
 
     States are scaled to unit spread first. Where `cells` is no power of two, some cells are joined.
     """
@@ -118,10 +120,14 @@ def state_cells_of(state: NDArray[np.float32], cells: int, seed: int) -> IntArra
     mean = state.mean(axis=0, dtype=np.float64)
     std = np.array([state[:, feature].std(dtype=np.float64) for feature in range(state.shape[1])])
     std[std <= 1e-6 * np.maximum(1.0, np.abs(mean))] = np.inf
-    normals = np.random.default_rng(seed).standard_normal((state.shape[1], planes)) / std[:, None]
+    random = np.random.default_rng(seed)
+    directions = random.standard_normal((state.shape[1], planes))
+    # Planes that all went through the mean would cut a state of few features into few cells.
+    offsets = random.uniform(-OFFSET_SPREADS, OFFSET_SPREADS, planes) * np.linalg.norm(directions, axis=0)
+    normals = directions / std[:, None]
     codes: IntArray = np.empty(len(state), np.int64)
     for start in range(0, len(state), CHUNK_ROWS):
-        signs = (state[start : start + CHUNK_ROWS] - mean) @ normals > 0
+        signs = (state[start : start + CHUNK_ROWS] - mean) @ normals > offsets
         codes[start : start + CHUNK_ROWS] = signs @ (1 << np.arange(planes))
     return codes % cells
 

@@ -85,7 +85,8 @@ class Latency:
 def rollout(env: Environment, actor: Actor, episodes: int, seed: int) -> RolloutResult:
     """Play `episodes` episodes; number i gets seed `seed + i` for environment and actor alike.
 
-    Episodes run in waves of `env.n_envs`, and their number does not change what any of them is.
+    Episodes run in waves of `env.n_envs`, which changes none of them, up to how an actor's
+    arithmetic rounds in a batch of that size.
 
     Raises:
         DataError: where `episodes` is not positive, or an episode outlives `env.max_steps`.

@@ -85,9 +85,10 @@ class MixedCritic(nn.Module):
         """
         b, n, _ = obs.shape
         x = with_agent_ids(obs if self.discrete else torch.cat([obs, actions], dim=-1))
-        out = self.net(x.reshape(1, b * n, -1).expand(self.ensemble, -1, -1))
+        out: Tensor = self.net(x.reshape(1, b * n, -1).expand(self.ensemble, -1, -1))
         if self.discrete:
-            return (out.reshape(self.ensemble, b, n, -1) * actions).sum(dim=-1)
+            values: Tensor = (out.reshape(self.ensemble, b, n, -1) * actions).sum(dim=-1)
+            return values
         return out.reshape(self.ensemble, b, n)
 
     def forward(self, obs: Tensor, state: Tensor, actions: Tensor) -> Tensor:

@@ -38,5 +38,6 @@ class OneStepPolicy(nn.Module):
         x = torch.cat([obs, noise], dim=-1)
         if self.sharing == "separate":
             out: Tensor = self.net(x.transpose(0, 1)).transpose(0, 1)
-            return out
-        return self.net(with_agent_ids(x).reshape(1, b * n, -1)).reshape(b, n, a)
+        else:
+            out = self.net(with_agent_ids(x).reshape(1, b * n, -1)).reshape(b, n, a)
+        return out

@@ -5,6 +5,7 @@ Critic ensembles and separate per-agent policies are such copies; a single net i
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -57,7 +58,7 @@ class StackedMLP(nn.Module):
         super().__init__()
         sizes = [inputs, *hidden]
         self.hidden = nn.ModuleList(
-            StackedLinear(copies, a, b, generator) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            StackedLinear(copies, a, b, generator) for a, b in itertools.pairwise(sizes)
         )
         self.norms = nn.ModuleList(
             StackedLayerNorm(copies, size) if layer_norm else nn.Identity() for size in hidden

@@ -14,7 +14,7 @@ from typing import Any
 
 import altair as alt
 
-from macflow.report.content import Content, Distribution, Row, Spec, interval
+from macflow.report.content import Content, Distribution, Row, Spec, dataset_mean, interval
 from macflow.report.numbers import fixed, number, percent
 
 POLICY, FLOW, BEHAVIOUR = "var(--policy)", "var(--flow)", "var(--behaviour)"
@@ -125,8 +125,7 @@ def returns_chart(content: Content) -> Chart:
         if returns is not None:
             mean, low, high = interval(evaluation, returns)
             rows.append({"who": name, "mean": mean, "low": low, "high": high, "colour": colour})
-    data_mean = evaluation.dataset.normalized_return if normalised else evaluation.dataset.return_mean
-    rows.insert(len(rows) - 1, {"who": "Dataset", "mean": data_mean, "colour": DATASET})
+    rows.insert(len(rows) - 1, {"who": "Dataset", "mean": dataset_mean(evaluation), "colour": DATASET})
     for row in rows:
         row["label"] = fixed(row["mean"])
         row["interval"] = f"{fixed(row['low'])} to {fixed(row['high'])}" if "low" in row else "all episodes"
@@ -179,7 +178,7 @@ def histogram(key: str, title: str, unit: str, rows: Sequence[Row], summary: Dis
                 "bin_left:Q", title=unit, scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(grid=False)
             ),
             x2="bin_right:Q",
-            y=alt.Y("count:Q", title="Episodes"),
+            y=alt.Y("count:Q", title="Episodes", scale=alt.Scale(nice=True)),
             y2=alt.datum(0),
             tooltip=[
                 alt.Tooltip("bin_left:Q", title="From", format=".4~g"),
@@ -354,9 +353,11 @@ def joint_actions(rows: Sequence[Row], spec: Spec) -> list[Chart]:
             alt.Chart(alt.InlineData(values=values))
             .mark_point(filled=False, strokeWidth=1.5, opacity=0.75)
             .encode(
-                x=alt.X("x:Q", title=f"Action of {first}", scale=alt.Scale(zero=False, nice=True, padding=8)),
+                x=alt.X(
+                    "x:Q", title=f"Action of {first}", scale=alt.Scale(zero=False, nice=False, padding=10)
+                ),
                 y=alt.Y(
-                    "y:Q", title=f"Action of {second}", scale=alt.Scale(zero=False, nice=True, padding=8)
+                    "y:Q", title=f"Action of {second}", scale=alt.Scale(zero=False, nice=False, padding=10)
                 ),
                 color=alt.Color(
                     "source:N",

@@ -136,9 +136,11 @@ class Expectation(_Facts):
     name: str
     meaning: str
     success: bool
-    evaluated: int
+    # False where the check itself could not run.
+    evaluated: bool
     failures: int
     first_failures: list[list[int]]
+    note: str = ""
 
 
 class Validation(_Facts):
@@ -317,11 +319,9 @@ def read_table(
 
 def headline(evaluation: Evaluation) -> tuple[tuple[str, bool], ...]:
     """Say the result in one sentence: parts in order, and whether each is to be stressed."""
-    policy, flow, data = evaluation.policy, evaluation.flow, evaluation.dataset
-    mean, low, high = interval(evaluation, policy)
-    _, flow_low, flow_high = interval(evaluation, flow)
-    over_data = gain(evaluation, data)
-    over_flow = gain(evaluation, flow)
+    mean, low, high = interval(evaluation, evaluation.policy)
+    flow_mean, flow_low, flow_high = interval(evaluation, evaluation.flow)
+    over_data, over_flow = mean - dataset_mean(evaluation), mean - flow_mean
     normalised = evaluation.reference is not None
 
     def distance(difference: float) -> str:
@@ -354,19 +354,20 @@ def interval(evaluation: Evaluation, returns: Returns) -> tuple[float, float, fl
     return mean, low, high
 
 
-def gain(evaluation: Evaluation, over: Returns | DatasetReturns) -> float:
-    """Return the policy's mean minus another's, in the unit of `interval`."""
-    mean = interval(evaluation, evaluation.policy)[0]
-    if evaluation.reference is None or over.normalized_return is None:
-        return evaluation.policy.return_mean - over.return_mean
-    return mean - over.normalized_return
+def dataset_mean(evaluation: Evaluation) -> float:
+    """Return the dataset's mean return in the unit of `interval`."""
+    normalised = evaluation.dataset.normalized_return
+    if evaluation.reference is None or normalised is None:
+        return evaluation.dataset.return_mean
+    return normalised
 
 
 def attention(content: Content) -> tuple[Attention, ...]:
-    """List what is wrong, most basic first: data, lineage, bounds, failure signatures."""
+    """List what is wrong, most basic first: data, lineage, returns, bounds, failure signatures."""
     failed = [e.name for e in content.validation.expectations if not e.success]
     found = [Attention(f"Validation failed: {', '.join(failed)}", "validation")] if failed else []
     found += [Attention(text, "lineage") for text in content.lineage.warnings]
+    found += [Attention(text, "returns") for text in _clearly_worse(content.evaluation)]
     if not content.diagnosis.w2_bound_holds:
         found.append(Attention("The bound of Prop. 4.2 does not hold", "diagnostics"))
     if not content.diagnosis.value_gap_bound_holds:
@@ -385,6 +386,17 @@ def attention(content: Content) -> tuple[Attention, ...]:
 def check_title(name: str) -> str:
     """Return a failure signature's name as prose: `q_collapse` is Q-collapse."""
     return {"q_collapse": "Q-collapse"}.get(name, name.replace("_", " ").capitalize())
+
+
+def _clearly_worse(evaluation: Evaluation) -> list[str]:
+    _, _, high = interval(evaluation, evaluation.policy)
+    _, flow_low, _ = interval(evaluation, evaluation.flow)
+    found = []
+    if high < dataset_mean(evaluation):
+        found.append("The one-step policy does worse than its dataset")
+    if high < flow_low:
+        found.append("The one-step policy does worse than the joint flow it was distilled from")
+    return found
 
 
 def _size(value: float) -> str:

@@ -15,7 +15,7 @@ import vl_convert
 from macflow.files import read_json
 from macflow.report import numbers
 from macflow.report.charts import build_charts
-from macflow.report.content import Content, attention, check_title, gain, headline, interval
+from macflow.report.content import Content, attention, check_title, dataset_mean, headline, interval
 from macflow.report.graph import lay_out
 
 TEMPLATES = Path(__file__).parent
@@ -42,8 +42,7 @@ def render_page(content: Content, title: str) -> str:
         attention=attention(content),
         normalised=evaluation.reference is not None,
         interval=lambda returns: interval(evaluation, returns),
-        gain_over_dataset=gain(evaluation, evaluation.dataset),
-        gain_over_flow=gain(evaluation, evaluation.flow),
+        dataset_mean=dataset_mean(evaluation),
         charts=charts,
         specs={key: chart.spec for key, chart in charts.items()},
         gif=base64.b64encode(content.episode_gif).decode("ascii"),

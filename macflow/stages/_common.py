@@ -20,8 +20,19 @@ from macflow.types import MacflowError
 
 RUN_CARDS = Path("metrics/run_cards")
 CARD_PACKAGES = (
-    "macflow torch numpy polars minari gymnasium pettingzoo mpe2 great-expectations pot dvc prefect"
-).split()
+    "macflow",
+    "torch",
+    "numpy",
+    "polars",
+    "minari",
+    "gymnasium",
+    "pettingzoo",
+    "mpe2",
+    "great-expectations",
+    "pot",
+    "dvc",
+    "prefect",
+)
 
 
 def run_stage(

@@ -48,7 +48,9 @@ def begin_training(
     """
     params = load_section(params_file, "training", TrainingParams)
     if params.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"{params_file}: `training.device` is 'cuda', but torch finds no GPU here; use 'cpu'")
+        raise ConfigError(
+            f"{params_file}: `training.device` is 'cuda', but torch finds no GPU here; use 'cpu'"
+        )
     torch.set_num_threads(params.threads)
     torch.use_deterministic_algorithms(True)
     # Denormals make a CPU step several times slower once a net's activations have saturated.

@@ -109,6 +109,12 @@ def main(arguments: argparse.Namespace) -> None:
     ):
         if other != spec:
             raise DataError(f"{getattr(arguments, name)}: made for other agents than {arguments.data}")
+    teacher = load_teacher(arguments.teacher)
+    if len(teacher.noise) != len(models.dataset.obs):
+        raise DataError(
+            f"{arguments.teacher}: has samples for {len(teacher.noise)} rows, {arguments.data} has "
+            f"{len(models.dataset.obs)}; run the teacher stage again"
+        )
     generator = torch.Generator().manual_seed(params.seed)
     train_rows = models.dataset.train_rows
     states = train_rows[torch.randperm(len(train_rows), generator=generator)[: params.states]]  # (B,)
@@ -123,7 +129,7 @@ def main(arguments: argparse.Namespace) -> None:
     )
     modes = policy_modes(comparison)
     around = _neighbourhoods(models, states, params)  # (B, M)
-    information = _information(models, load_teacher(arguments.teacher), around, generator, params.seed)
+    information = _information(models, teacher, around, generator, params.seed)
     at_state = {
         name: mutual_information(actions, spec.discrete, params.seed)
         for name, actions in (("flow", flow), ("policy", policy))

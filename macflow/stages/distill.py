@@ -9,7 +9,8 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from macflow.algorithms.distillation import distillation_loss, masked_log_softmax
+from macflow.algorithms.distillation import distillation_loss
+from macflow.algorithms.flow_matching import one_hot_of_best_legal
 from macflow.config import DiagnoseParams, DistillParams, load_section
 from macflow.data.normalizer import Normalizer
 from macflow.data.prepared import load_prepared
@@ -110,21 +111,25 @@ def _observer(
     batch = sampler.sample(params.states, generator)
     m = params.samples
     obs = batch.obs.repeat_interleave(m, dim=0)  # (B * M, N, O)
-    state = batch.state.repeat_interleave(m, dim=0)
     legal = None if batch.legal_actions is None else batch.legal_actions.repeat_interleave(m, dim=0)
     n, a = flow.spec.n_agents, flow.spec.action_size
     noise = torch.randn((len(obs), n, a), generator=generator, device=device)
     flow_actions = flow.sample(obs, noise, legal)
 
-    def q_total(actions: Tensor) -> Tensor:
-        return critic.q_total(obs, state, actions)
+    def q_total(index: Tensor, actions: Tensor) -> Tensor:
+        return critic.q_total(batch.obs[index], batch.state[index], actions)
 
     def observe() -> dict[str, float]:
         with torch.no_grad():
             out = policy(obs, noise)
-            actions = out.clamp(-1.0, 1.0) if legal is None else masked_log_softmax(out, legal).exp()
+        # What the agents will do: the best legal action where actions are discrete.
+        actions = out.clamp(-1.0, 1.0) if legal is None else one_hot_of_best_legal(out, legal)
         shape = (params.states, m, n, a)
-        return asdict(policy_diagnostics(actions.reshape(shape), flow_actions.reshape(shape), q_total))
+        return asdict(
+            policy_diagnostics(
+                actions.reshape(shape), flow_actions.reshape(shape), q_total, batch.legal_actions
+            )
+        )
 
     return observe
 

@@ -30,16 +30,11 @@ def main(arguments: argparse.Namespace) -> None:
     flow = load_flow(arguments.flow)
     flow.field.to(run.device)
     generator = torch.Generator(run.device).manual_seed(params.seed)
-    parts = [
-        _sample(flow, obs, legal, params.samples, generator)
-        for obs, legal in zip(
-            sampler.obs.split(ROWS_AT_ONCE),
-            [None] * len(sampler.obs)
-            if sampler.legal_actions is None
-            else sampler.legal_actions.split(ROWS_AT_ONCE),
-            strict=False,
-        )
-    ]
+    parts = []
+    for first in range(0, len(sampler.obs), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        legal = None if sampler.legal_actions is None else sampler.legal_actions[rows]
+        parts.append(_sample(flow, sampler.obs[rows], legal, params.samples, generator))
     teacher = TeacherArtifact(
         torch.cat([noise for noise, _ in parts]).cpu(), torch.cat([actions for _, actions in parts]).cpu()
     )

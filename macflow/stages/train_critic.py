@@ -48,9 +48,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     def step() -> dict[str, Tensor]:
         batch = sampler.sample(params.batch_size, run.generator)
-        y = td_target(
-            target, batch, next_actions(batch, run.generator), params.discount, params.aggregate
-        )
+        y = td_target(target, batch, next_actions(batch, run.generator), params.discount, params.aggregate)
         loss, info = critic_loss(critic, batch, y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

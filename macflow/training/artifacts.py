@@ -100,7 +100,9 @@ class TeacherArtifact:
         """Return one cached noise and its sample per row, each (B, N, A)."""
         picks = torch.randint(self.samples, rows.shape, generator=generator, device=rows.device)
         flat = rows * self.samples + picks
-        return self.noise.flatten(0, 1).index_select(0, flat), self.actions.flatten(0, 1).index_select(0, flat)
+        return self.noise.flatten(0, 1).index_select(0, flat), self.actions.flatten(0, 1).index_select(
+            0, flat
+        )
 
 
 def save_flow(folder: Path, flow: FlowArtifact, manifest: dict[str, Any]) -> None:

@@ -110,18 +110,19 @@ def test_plots_and_artifacts_show_what_stages_write() -> None:
 def test_lazy_exports_strings_and_templates_are_followed(tmp_path: Path) -> None:
     files = {
         "__init__.py": "def __getattr__(name):\n    return import_module('macflow.lazy')\n",
-        "lazy.py": "",
+        "lazy.py": "x = 1\n",
         "asks.py": "from macflow import thing\n",
-        "plain.py": "import macflow.inner.leaf\n",
-        "inner/__init__.py": "",
+        "plain.py": "import macflow.inner.leaf\nimport macflow.empty\n",
+        "inner/__init__.py": "x = 1\n",
+        "empty/__init__.py": "",
         "inner/leaf.py": "from . import other\n",
         "inner/other.py": (
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from macflow import typed\n"
             "def run():\n    return ['-m', 'macflow.worker']\n"
         ),
-        "typed.py": "",
+        "typed.py": "x = 1\n",
         "worker.py": "import jinja2\n",
-        "page.html.j2": "",
+        "page.html.j2": "<p>",
     }
     for name, text in files.items():
         path = tmp_path / "macflow" / name

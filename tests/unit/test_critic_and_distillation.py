@@ -60,11 +60,14 @@ def test_critic_loss_equals_its_formula_and_trains_each_member() -> None:
     loss, info = critic_loss(critic, batch, y)
     with torch.no_grad():
         q = critic(batch.obs, batch.state, batch.actions).numpy()
-    np.testing.assert_allclose(float(loss.detach()), sum(np.mean((q[c] - y.numpy()) ** 2) for c in range(2)), rtol=1e-5)
+    np.testing.assert_allclose(
+        float(loss.detach()), sum(np.mean((q[c] - y.numpy()) ** 2) for c in range(2)), rtol=1e-5
+    )
     np.testing.assert_allclose(float(info["td_loss"]), np.mean((q - y.numpy()) ** 2), rtol=1e-5)
     loss.backward()
     for name, parameter in critic.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_polyak_update_moves_by_its_fraction() -> None:
@@ -106,7 +109,8 @@ def test_each_term_reaches_the_policy_and_the_value_term_leaves_the_frozen_criti
         policy, loss, _ = loss_parts(discrete, alpha, critic if use_critic else None)
         loss.backward()
         for name, parameter in policy.named_parameters():
-            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
         assert all(parameter.grad is None for parameter in critic.parameters())
 
 
@@ -131,7 +135,8 @@ def test_masked_softmax_gives_illegal_actions_nothing() -> None:
     p = masked_log_softmax(logits, legal).exp()
     np.testing.assert_allclose(p.detach().numpy()[0, 0], [0, 1 / (1 + np.e), np.e / (1 + np.e)], rtol=1e-5)
     (p * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
-    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
     assert logits.grad[0, 0, 0] == 0
 
 

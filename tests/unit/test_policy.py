@@ -44,7 +44,11 @@ def write_bundle(folder: Path, discrete: bool = False, sharing: str = "shared") 
     net = build_policy(spec, sharing, [16], g)
     folder.mkdir(exist_ok=True)
     save_policy(
-        folder, spec, normalizer, net, {"params": {"distill": {"sharing": sharing, "hidden": [16]}}, "env": {}}
+        folder,
+        spec,
+        normalizer,
+        net,
+        {"params": {"distill": {"sharing": sharing, "hidden": [16]}}, "env": {}},
     )
     return load_policy(folder, seed=7)
 
@@ -70,7 +74,8 @@ def test_actions_lie_within_the_environments_bounds_and_vary(tmp_path: Path) -> 
         policy.net.net.head.weight.mul_(8)
     actions = np.stack([policy.act(OBS)["right"] for _ in range(50)])
     assert actions.dtype == np.float32
-    assert (actions >= [-2.0, 0.0]).all() and (actions <= [2.0, 1.0]).all()
+    assert (actions >= [-2.0, 0.0]).all()
+    assert (actions <= [2.0, 1.0]).all()
     assert (actions.std(axis=0) > 0).all()
 
 
@@ -130,7 +135,9 @@ def test_unknown_agent_is_refused_before_it_acts(tmp_path: Path) -> None:
         write_bundle(tmp_path).agent("middle")
 
 
-@pytest.mark.parametrize("damage", ["no manifest", "no weights", "bad json", "other version", "other weights"])
+@pytest.mark.parametrize(
+    "damage", ["no manifest", "no weights", "bad json", "other version", "other weights"]
+)
 def test_damaged_bundles_are_refused_by_file(tmp_path: Path, damage: str) -> None:
     write_bundle(tmp_path)
     manifest, weights = tmp_path / "policy.json", tmp_path / "policy.safetensors"

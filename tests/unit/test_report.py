@@ -152,10 +152,14 @@ def test_headline_does_not_claim_what_intervals_do_not_separate(workspace: Path)
     assert "level with the joint flow it was distilled from (1.2 points apart)." in sentence()
 
 
-def test_headline_says_below_where_the_policy_is_worse(workspace: Path) -> None:
+def test_a_policy_worse_than_its_data_and_teacher_is_said_to_be(workspace: Path) -> None:
     metrics = json.loads(Path("metrics/evaluate.json").read_text())
     edit_json(Path("metrics/evaluate.json"), policy=metrics["random"])
     assert "69.1 points below the mean of its dataset" in sentence()
+    assert [(a.text, a.section) for a in attention(read())] == [
+        ("The one-step policy does worse than its dataset", "returns"),
+        ("The one-step policy does worse than the joint flow it was distilled from", "returns"),
+    ]
 
 
 def test_headline_and_page_use_raw_returns_without_a_reference(workspace: Path) -> None:
@@ -358,6 +362,7 @@ def test_drawing_has_every_edge_inside_its_frame(workspace: Path, vertical: bool
 def test_attention_lists_every_kind_of_trouble(workspace: Path) -> None:
     validation = json.loads(Path("reports/validation/validation.json").read_text())
     validation["expectations"][2] |= {"success": False, "failures": 2, "first_failures": [[3, 12], [4, 0]]}
+    validation["expectations"][3] |= {"success": False, "evaluated": False, "note": "column is missing"}
     edit_json(Path("reports/validation/validation.json"), **validation)
     diagnosis = json.loads(Path("metrics/diagnose.json").read_text())
     diagnosis["checks"]["q_collapse"] |= {"value": 1.7, "raised": True}
@@ -367,7 +372,7 @@ def test_attention_lists_every_kind_of_trouble(workspace: Path) -> None:
     )
     content = read()
     assert [(a.text, a.section) for a in attention(content)] == [
-        ("Validation failed: finite_rewards", "validation"),
+        ("Validation failed: finite_rewards, finite_observations", "validation"),
         ("The bound of Prop. 4.2 does not hold", "diagnostics"),
         ("The bound of Prop. 4.3 does not hold", "diagnostics"),
         ("Q-collapse raised: 1.70 against 1", "diagnostics"),
@@ -375,6 +380,8 @@ def test_attention_lists_every_kind_of_trouble(workspace: Path) -> None:
     text = Outline(render_page(content, "t")).text
     assert "4 things need attention" in text
     assert "(3, 12), (4, 0)" in text
+    assert "could not be checked" in text
+    assert "column is missing" in text
 
 
 def test_curves_take_a_logarithmic_axis_only_where_it_helps() -> None:

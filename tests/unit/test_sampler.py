@@ -1,13 +1,13 @@
-"""Sampling: transitions never cross an episode's end, masks follow termination, order follows the generator."""
+"""Sampling: transitions never cross an episode's end, masks follow termination, order the generator."""
 
 from __future__ import annotations
-
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from macflow.actions import decode_actions, encode_actions
 from macflow.data.normalizer import Normalizer
 from macflow.data.prepared import PreparedDataset
@@ -100,7 +100,8 @@ def test_legal_actions_travel_with_discrete_transitions() -> None:
     assert dataset.legal_actions is not None
     dataset.legal_actions[1, 0, 0] = False
     batch = TransitionSampler(dataset, torch.device("cpu")).gather(torch.tensor([0, 1]))
-    assert batch.legal_actions is not None and batch.next_legal_actions is not None
+    assert batch.legal_actions is not None
+    assert batch.next_legal_actions is not None
     assert not batch.next_legal_actions[0, 0, 0]
     assert not batch.legal_actions[1, 0, 0]
     assert batch.actions.shape == (2, 2, 2)

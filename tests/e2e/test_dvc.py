@@ -1,0 +1,153 @@
+"""The pipeline under DVC, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import Project, wait_until
+from playwright.sync_api import sync_playwright
+
+from macflow.files import digest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+STAGES = {
+    "record",
+    "prepare",
+    "describe",
+    "train_flow",
+    "teacher",
+    "train_critic",
+    "distill",
+    "evaluate",
+    "diagnose",
+    "report",
+}
+
+
+def ran(output: str) -> set[str]:
+    return set(re.findall(r"^Running stage '(\w+)'", output, re.MULTILINE))
+
+
+def test_a_fresh_clone_is_reproduced_with_one_command(reproduced: Project) -> None:
+    assert ran((reproduced.root.parent / "repro.txt").read_text()) == STAGES
+    assert set(reproduced.lock()) == STAGES
+    for name, stage in reproduced.lock().items():
+        for out in stage["outs"]:
+            assert (reproduced.root / out["path"]).exists(), f"{name}: {out['path']}"
+    assert "up to date" in reproduced.check("dvc", "status")
+    untracked = reproduced.check("git", "status", "--porcelain")
+    assert untracked == "", "every output is committed or ignored"
+
+
+def test_an_unchanged_project_runs_nothing_and_is_quick(reproduced: Project) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    output = reproduced.check("dvc", "repro")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert ran(output) == set()
+    assert output.count("didn't change, skipping") == len(STAGES)
+    # Processor time, which a busy machine does not stretch.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3.0
+
+
+def test_alpha_reruns_only_distillation_and_what_follows(project: Project) -> None:
+    output = project.check("dvc", "exp", "run", "--name", "low-alpha", "-S", "distill.alpha=0.5")
+    assert ran(output) == {"distill", "evaluate", "diagnose", "report"}
+    assert "0.5" in project.check("dvc", "params", "diff", "HEAD")
+    shown = project.check("dvc", "exp", "show", "--csv", "--no-pager")
+    assert "low-alpha" in shown
+    assert "distill.alpha" in shown.splitlines()[0]
+    before = json.loads(project.check("git", "show", "HEAD:metrics/distill.json"))
+    assert json.loads((project.root / "metrics/distill.json").read_text()) != before
+
+
+def test_metrics_and_graph_are_readable(reproduced: Project) -> None:
+    (workspace,) = json.loads(reproduced.check("dvc", "metrics", "show", "--json")).values()
+    shown = workspace["data"]
+    for file in ("evaluate", "distill", "diagnose", "describe", "prepare", "record", "timings/evaluate"):
+        assert shown[f"metrics/{file}.json"]["data"], file
+    assert isinstance(shown["metrics/evaluate.json"]["data"]["policy"]["return_mean"], float)
+    graph = reproduced.check("dvc", "dag", "--mermaid")
+    named = dict(re.findall(r'(node\d+)\["(\w+)"\]', graph))
+    edges = {(named[a], named[b]) for a, b in re.findall(r"(node\d+)-->(node\d+)", graph)}
+    assert {("record", "prepare"), ("prepare", "train_flow"), ("train_flow", "teacher")} <= edges
+    assert {("teacher", "train_critic"), ("train_critic", "distill"), ("distill", "evaluate")} <= edges
+
+
+def test_a_policy_can_be_had_again_from_its_revision(project: Project, tmp_path: Path) -> None:
+    declared = project.check(
+        "dvc", "get", ".", "models/policy", "--rev", "HEAD", "--out", str(tmp_path / "had")
+    )
+    assert digest(tmp_path / "had") == digest(project.root / "models/policy"), declared
+
+
+def test_plots_are_drawn_with_no_network(project: Project) -> None:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on PATH (Debian: apt-get install chromium)")
+    output = project.check("dvc", "plots", "show")
+    assert "failed" not in output
+    page_url = output.strip().splitlines()[-1]
+    requests: list[str] = []
+    errors: list[str] = []
+    with sync_playwright() as playwright:
+        quiet = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*quiet.split(), "--disable-component-update"]
+        )
+        page = browser.new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(page_url)
+        charts = page.locator("canvas")
+        charts.nth(10).wait_for()
+        # A chart that drew nothing is blank: all its pixels alike.
+        inked = charts.evaluate_all(
+            "all => all.map(c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size)"
+        )
+        pictures = page.locator("img").evaluate_all("all => all.map(i => i.naturalWidth)")
+        browser.close()
+    assert len(inked) == 11
+    assert min(inked) > 10
+    assert pictures
+    assert min(pictures) > 0
+    assert not errors
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in requests)
+
+
+def test_a_failing_stage_says_why_and_leaves_everything_as_it_was(project: Project) -> None:
+    kept = ("data/prepared", "models/policy", "dvc.lock")
+    before = [digest(project.root / path) for path in kept]
+    project.set_params({"prepare": {"max_abs_reward": 1e-9}})
+    done = project.run("dvc", "repro")
+    assert done.returncode != 0
+    assert re.search(r"^prepare: .*reward", done.stdout, re.MULTILINE | re.DOTALL)
+    assert "failed to reproduce 'prepare'" in done.stdout
+    assert [digest(project.root / path) for path in kept] == before
+    project.check("git", "checkout", "params.yaml")
+    assert ran(project.check("dvc", "repro")) <= {"prepare"}
+
+
+def test_a_killed_training_ends_with_the_same_bytes(project: Project, tmp_path: Path) -> None:
+    project.set_params({"distill": {"steps": 1500, "diagnose_every": 1500}})
+    whole = Project(Path(shutil.copytree(project.root, tmp_path / "whole" / "macflow", symlinks=True)))
+    repro = ("dvc", "repro", "--single-item", "distill")
+    whole.check(*repro)
+    running = project.start(*repro)
+    checkpoint = project.root / ".macflow/checkpoints/distill.safetensors"
+    wait_until(lambda: checkpoint.exists() or running.poll() is not None, 60, "a checkpoint")
+    stages = project.processes("macflow.stages.distill")
+    assert stages, (tmp_path / "distill.log").read_text()
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    wait_until(lambda: not project.processes("macflow.stages.distill"), 10, "the stage ends with DVC")
+    assert checkpoint.exists(), "killed too late to show anything"
+    assert re.search(r"distill: resumed at step \d+", project.check(*repro))
+    assert project.lock()["distill"]["outs"] == whole.lock()["distill"]["outs"]

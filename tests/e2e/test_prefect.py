@@ -1,0 +1,237 @@
+"""The pipeline under a real Prefect server and worker, started as `make serve` starts them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import Project, copy_of, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+LONG = {"flow": {"steps": 100_000_000}}
+RUN = ("prefect", "deployment", "run", "macflow/full-pipeline", "--watch")
+
+
+@dataclass
+class Served:
+    """A project with its server and worker, and the server's API."""
+
+    project: Project
+    api: str
+    process: subprocess.Popen[str] | None = field(default=None)
+
+    def start(self) -> None:
+        self.process = self.project.start(sys.executable, "-m", "flows.serve")
+        log = self.project.root.parent / "flows.serve.log"
+        wait_until(lambda: "Ctrl-C stops" in log.read_text() or self._ended(), 120, "server and worker up")
+        assert not self._ended(), log.read_text()
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(60)
+
+    def _ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def ask(self, path: str, **body: Any) -> Any:
+        """POST a question to the server's API."""
+        request = urllib.request.Request(  # noqa: S310
+            f"{self.api}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            return json.load(answer)
+
+    def last_run(self) -> dict[str, Any]:
+        run: dict[str, Any] = self.ask("flow_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=1)[0]
+        return run
+
+    def tasks(self, run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        found = self.ask("task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+        return {task["name"]: task for task in found}
+
+    def artifact(self, key: str) -> Any:
+        found = self.ask("artifacts/latest/filter", artifacts={"key": {"any_": [key]}})
+        return json.loads(found[0]["data"])
+
+    def log(self, task: dict[str, Any]) -> str:
+        lines = self.ask("logs/filter", logs={"task_run_id": {"any_": [task["id"]]}}, sort="TIMESTAMP_ASC")
+        return "\n".join(line["message"] for line in lines)
+
+    def outcomes(self) -> dict[str, str]:
+        return {row["stage"]: row["outcome"] for row in self.artifact("stages")}
+
+
+@pytest.fixture(scope="module")
+def served(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A reproduced project behind its own server, on a port of its own, with its state inside."""
+    project = copy_of(reproduced, tmp_path_factory.mktemp("prefect"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = project.root / "prefect.toml"
+    settings.write_text(settings.read_text().replace(":4200/", f":{port}/"))
+    assert str(port) in settings.read_text()
+    served = Served(project, f"http://127.0.0.1:{port}/api")
+    served.start()
+    yield served
+    served.stop()
+    left = project.processes("prefect") + project.processes("dvc")
+    assert not left, "Ctrl-C must end server, worker and stages"
+    shutil.rmtree(project.root)
+
+
+@pytest.fixture
+def unchanged(served: Served) -> Iterator[Served]:
+    """The served project; parameters that the test changed are put back."""
+    params = (served.project.root / "params.yaml").read_text()
+    yield served
+    (served.project.root / "params.yaml").write_text(params)
+
+
+def test_a_run_goes_to_the_end(served: Served) -> None:
+    project = served.project
+    project.set_params({"training": {"seed": 7}})
+    project.check(*RUN)
+    outcomes = served.outcomes()
+    assert {stage for stage, outcome in outcomes.items() if outcome == "up to date"} == {
+        "record",
+        "prepare",
+        "describe",
+    }
+    assert outcomes["report"] == "ran"
+    assert set(outcomes) == set(project.lock())
+    assert "up to date" in project.check("dvc", "status")
+    run = served.last_run()
+    assert run["state"]["message"] == "7 of 10 stages ran, 3 were up to date"
+    tasks = served.tasks(run)
+    assert set(outcomes) == set(tasks)
+
+    # Its own live log and its metrics for each stage.
+    assert "> python -m macflow.stages.distill" in served.log(tasks["distill"])
+    metrics = json.loads((project.root / "metrics/evaluate.json").read_text())
+    rows = {row["metric"]: row["value"] for row in served.artifact("evaluate")}
+    assert rows["policy.return_mean"] == metrics["policy"]["return_mean"]
+
+    # Stages that do not need each other overlap; those that do, do not.
+    def overlap(a: str, b: str) -> bool:
+        return bool(
+            tasks[a]["start_time"] < tasks[b]["end_time"] and tasks[b]["start_time"] < tasks[a]["end_time"]
+        )
+
+    assert overlap("evaluate", "diagnose")
+    assert not overlap("distill", "evaluate")
+    # Nothing outside the project.
+    assert not (project.root.parent / "home" / ".prefect").exists()
+
+
+def test_a_failing_stage_is_shown_with_its_own_message(unchanged: Served) -> None:
+    project = unchanged.project
+    lock = (project.root / "dvc.lock").read_bytes()
+    project.set_params({"prepare": {"max_abs_reward": 1e-9}})
+    done = project.run(*RUN)
+    assert done.returncode == 1
+    run = unchanged.last_run()
+    tasks = unchanged.tasks(run)
+    for state in (run["state"], tasks["prepare"]["state"]):
+        assert state["type"] == "FAILED"
+        assert state["message"].startswith("prepare: ")
+        assert "reward" in state["message"]
+    assert tasks["prepare"]["run_count"] == 1, "the same input fails the same way: no retry"
+    assert unchanged.outcomes()["record"] == "up to date"
+    assert unchanged.outcomes()["train_flow"] == "not run"
+    assert (project.root / "dvc.lock").read_bytes() == lock
+
+
+def test_an_unknown_target_is_refused(unchanged: Served) -> None:
+    assert unchanged.project.run(*RUN, "--param", 'targets=["distil"]').returncode == 1
+    message = unchanged.last_run()["state"]["message"]
+    assert message.startswith("no such stage: distil (dvc.yaml has record, prepare")
+
+
+def test_force_targets_and_save(unchanged: Served) -> None:
+    project = unchanged.project
+    project.check("git", "add", "--all")
+    project.check("git", "commit", "--quiet", "--allow-empty", "--message=before")
+    project.check(*RUN, "--param", 'targets=["describe"]', "--param", "force=true", "--param", "save=true")
+    assert unchanged.outcomes() == {"record": "ran", "prepare": "ran", "describe": "ran"}
+    assert unchanged.last_run()["name"] in project.check("dvc", "exp", "list")
+
+
+def test_cancelling_ends_the_stage(unchanged: Served) -> None:
+    project = unchanged.project
+    project.set_params(LONG)
+    watcher = project.start(*RUN)
+    stages = wait_until(lambda: project.processes("macflow.stages.train_flow"), 60, "training has begun")
+    project.check("prefect", "flow-run", "cancel", unchanged.last_run()["id"])
+    psutil.wait_procs(stages, timeout=20)
+    assert not project.processes("macflow.stages.train_flow")
+    assert not project.processes("dvc")
+    assert watcher.wait(60) == 1
+    assert unchanged.last_run()["state"]["type"] == "CANCELLED"
+
+
+def test_a_rerun_after_a_killed_worker_continues(unchanged: Served) -> None:
+    project = unchanged.project
+    project.set_params({"flow": {"steps": 4000}})
+    checkpoint = project.root / ".macflow/checkpoints/train_flow.safetensors"
+    checkpoint.unlink(missing_ok=True)
+    watcher = project.start(*RUN)
+    wait_until(checkpoint.exists, 60, "a checkpoint")
+    (worker,) = [process for process in project.processes("worker") if "prefect" in process.cmdline()]
+    worker.kill()
+    for name in ("prefect.engine", "dvc", "macflow.stages.train_flow"):
+        wait_until(lambda name=name: not project.processes(name), 20, f"{name} ends with the worker")
+    assert checkpoint.exists(), "killed too late to show anything"
+    assert unchanged.process is not None
+    assert unchanged.process.wait(60) == 1, "serve ends with an error when a part of it has ended"
+    watcher.terminate()
+    watcher.wait(20)
+
+    unchanged.start()
+    project.check(*RUN)
+    outcomes = unchanged.outcomes()
+    assert (outcomes["prepare"], outcomes["train_flow"]) == ("up to date", "ran")
+    log = unchanged.log(unchanged.tasks(unchanged.last_run())["train_flow"])
+    assert re.search(r"train_flow: resumed at step \d+ of 4000", log)
+    runs = unchanged.ask("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["RUNNING", "PENDING"]}}})
+    assert not runs, "no run is left holding the deployment's slot"
+
+
+def test_serve_refuses_an_address_that_is_taken(served: Served) -> None:
+    done = served.project.run(sys.executable, "-m", "flows.serve")
+    assert done.returncode == 1
+    assert "is already being served" in done.stdout
+
+
+def test_stale_entries_of_the_lock_table_are_released(tmp_path: Path) -> None:
+    from flows.dvc_process import clear_stale_locks
+
+    table = tmp_path / ".dvc/tmp/rwlock"
+    table.parent.mkdir(parents=True)
+    assert clear_stale_locks(tmp_path) == []
+    with subprocess.Popen([sys.executable, "-c", "input()", "dvc"], stdin=subprocess.PIPE) as alive:
+        # This process lives, but is no DVC: a killed DVC's id, given out again.
+        reused = psutil.Process().pid
+        entries = [{"pid": pid, "cmd": "dvc repro"} for pid in (reused, alive.pid)]
+        table.write_text(json.dumps({"write": {"a": entries[0], "b": entries[1]}, "read": {"c": entries}}))
+        assert len(clear_stale_locks(tmp_path)) == 1
+        assert json.loads(table.read_text()) == {"write": {"b": entries[1]}, "read": {"c": [entries[1]]}}
+        assert clear_stale_locks(tmp_path) == []
+        alive.communicate(b"\n")
+    table.write_text("")
+    assert "killed while writing" in clear_stale_locks(tmp_path)[0]
+    assert not table.exists()

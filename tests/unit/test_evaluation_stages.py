@@ -1,0 +1,213 @@
+"""The stages `evaluate` and `diagnose` on complete, untrained artifacts of two small games."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+import yaml
+
+from macflow.data.prepared import load_prepared, write_prepared
+from macflow.data.record import record_episodes
+from macflow.data.rows import stack_episodes
+from macflow.envs.registry import full_kwargs, make_behaviour, make_env
+from macflow.files import read_json
+from macflow.policy import build_policy, save_policy
+from macflow.stages import diagnose, evaluate
+from macflow.training.artifacts import (
+    CriticArtifact,
+    FlowArtifact,
+    TeacherArtifact,
+    build_critic,
+    build_field,
+    save_critic,
+    save_flow,
+    save_teacher,
+)
+from macflow.types import ConfigError, DataError
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+GAMES = {"game/payoff": "mixed", "game/xor": "mixed"}
+
+
+def make_workspace(root: Path, env_id: str, behaviour: str) -> Path:
+    """Record a small dataset and save fresh nets for it, as the stages before these would."""
+    kwargs = full_kwargs(env_id, {})
+    env = make_env(env_id, kwargs, 40)
+    episodes = record_episodes(env, make_behaviour(env_id, kwargs, behaviour), 40, seed=0)
+    spec = env.spec
+    write_prepared(
+        root / "data",
+        stack_episodes(episodes, spec),
+        spec,
+        env={"id": env_id, "kwargs": kwargs, "version": "1"},
+        source={"kind": "minari", "behaviour": {"name": behaviour}},
+        made_from={},
+        params={},
+    )
+    dataset = load_prepared(root / "data")
+    normalizer = dataset.normalizer
+    generator = torch.Generator().manual_seed(0)
+    for name in ("flow", "teacher", "critic", "policy"):
+        (root / name).mkdir()
+    field = build_field(spec, "joint", (16,), generator)
+    flow = FlowArtifact(spec, normalizer, field, 10)
+    save_flow(
+        root / "flow", flow, {"params": {"flow": {"scope": "joint", "hidden": [16], "euler_steps": 10}}}
+    )
+    noise = torch.randn((len(dataset.obs), 2, spec.n_agents, spec.action_size), generator=generator)
+    obs = normalizer.normalize_obs(dataset.obs)
+    samples = [flow.sample(obs, noise[:, k], dataset.legal_actions) for k in range(2)]
+    save_teacher(root / "teacher", TeacherArtifact(noise, torch.stack(samples, dim=1)), {}, spec.discrete)
+    critic = CriticArtifact(spec, build_critic(spec, "mean", 2, (16,), generator), "mean", 0.9, 1.0)
+    save_critic(
+        root / "critic",
+        critic,
+        {"params": {"critic": {"mixer": "mean", "ensemble": 2, "hidden": [16], "aggregate": "mean",
+                               "discount": 0.9}}},
+    )  # fmt: skip
+    save_policy(
+        root / "policy",
+        spec,
+        normalizer,
+        build_policy(spec, "shared", (16,), generator),
+        {"params": {"distill": {"sharing": "shared", "hidden": [16]}}},
+    )
+    params: dict[str, Any] = yaml.safe_load(PARAMS.read_text())
+    params["env"] = {"id": env_id, "kwargs": {}}
+    params["training"]["threads"] = 1
+    params["evaluate"] |= {"episodes": 30, "n_envs": 8, "workers": 1}
+    params["diagnose"] |= {"states": 6, "samples": 16}
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    return root
+
+
+@pytest.fixture(scope="module", params=GAMES, ids=str)
+def workspace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_workspace(tmp_path_factory.mktemp("workspace"), request.param, GAMES[request.param])
+
+
+def arguments(root: Path, out: Path, **changed: Path) -> argparse.Namespace:
+    inputs = {name: root / name for name in ("data", "flow", "teacher", "critic", "policy")}
+    outputs = {"metrics": out / "metrics.json", "out": out / "plots", "plots": out / "plots"}
+    return argparse.Namespace(**({"params": root / "params.yaml"} | inputs | outputs | changed))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def change(root: Path, to: Path, section: str, **values: Any) -> Path:
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params[section] |= values
+    to.write_text(yaml.safe_dump(params))
+    return to
+
+
+def test_evaluate_writes_what_it_promises(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evaluate.main(arguments(workspace, tmp_path / "a"))
+    found = read_json(tmp_path / "a/metrics.json")
+    assert set(found) == {
+        "env", "episodes", "seed", "reference", "policy", "flow", "behaviour", "random", "dataset",
+        "gain_over_dataset",
+    }  # fmt: skip
+    assert found["gain_over_dataset"] == pytest.approx(
+        found["policy"]["normalized_return"] - found["dataset"]["normalized_return"]
+    )
+    table = pl.read_csv(tmp_path / "a/plots/returns.csv")
+    assert table.columns == ["actor", "episode", "return", "length"]
+    assert len(table) == 4 * 30
+    means = dict(table.group_by("actor").agg(pl.col("return").mean()).iter_rows())
+    for name in ("policy", "flow", "behaviour", "random"):
+        assert means[name] == pytest.approx(found[name]["return_mean"])
+    timings = read_json(tmp_path / "metrics/timings/evaluate.json")
+    for name in ("policy", "flow"):
+        assert 0 < timings[name]["latency_us_p50"] <= timings[name]["latency_us_p95"]
+
+
+def test_evaluate_gives_the_same_bytes_and_episodes_do_not_depend_on_their_batch(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        evaluate.main(arguments(workspace, tmp_path / name))
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    params = change(workspace, tmp_path / "params.yaml", "evaluate", n_envs=30)
+    evaluate.main(arguments(workspace, tmp_path / "c", params=params))
+    few, all_at_once = (pl.read_csv(tmp_path / name / "plots/returns.csv") for name in ("a", "c"))
+    # A matrix product of another size may round its last bit elsewhere.
+    assert few["return"].to_list() == pytest.approx(all_at_once["return"].to_list(), abs=1e-5)
+
+
+def test_evaluate_without_a_known_behaviour_leaves_it_out(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset = load_prepared(workspace / "data")
+    entry = {key: dataset.meta[key] for key in ("env", "made_from", "params")}
+    rows = stack_episodes(_episodes(dataset.env_id), dataset.spec)
+    source = {"kind": "minari", "behaviour": None}
+    write_prepared(tmp_path / "data", rows, dataset.spec, source=source, **entry)
+    evaluate.main(arguments(workspace, tmp_path / "a", data=tmp_path / "data"))
+    assert "behaviour" not in read_json(tmp_path / "a/metrics.json")
+
+
+def _episodes(env_id: str) -> list[Any]:
+    env = make_env(env_id, {}, 10)
+    return record_episodes(env, make_behaviour(env_id, {}, "random"), 10, seed=0)
+
+
+def test_evaluate_refuses_one_episode_and_other_agents(workspace: Path, tmp_path: Path) -> None:
+    params = change(workspace, tmp_path / "params.yaml", "evaluate", episodes=1)
+    with pytest.raises(ConfigError, match=r"`evaluate\.episodes`: at least 2"):
+        evaluate.main(arguments(workspace, tmp_path / "a", params=params))
+    params = change(workspace, tmp_path / "params.yaml", "env", id="game/landmark")
+    with pytest.raises(DataError, match="the policy does not fit game/landmark"):
+        evaluate.main(arguments(workspace, tmp_path / "a", params=params))
+    assert not (tmp_path / "a").exists()
+
+
+def test_diagnose_writes_what_it_promises_in_the_same_bytes(workspace: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        diagnose.main(arguments(workspace, tmp_path / name))
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    found = read_json(tmp_path / "a/metrics.json")
+    assert set(found) == {
+        "w2", "coupling_bound", "w2_bound_holds", "value_gap", "lipschitz_q", "value_gap_bound",
+        "value_gap_bound_holds", "flow_spread", "q_policy", "q_flow", "mutual_information", "checks",
+    }  # fmt: skip
+    assert found["w2_bound_holds"] is True
+    assert found["value_gap_bound_holds"] is True
+    assert set(found["mutual_information"]) == {"dataset", "flow", "policy"}
+    # The behaviour agrees (payoff) or disagrees (xor) on a sign or choice: one bit.
+    assert found["mutual_information"]["dataset"] == pytest.approx(0.69, abs=0.15)
+    for check in found["checks"].values():
+        assert check["raised"] is (check["value"] > check["threshold"])
+    modes = pl.read_csv(tmp_path / "a/plots/modes.csv")
+    assert modes["state"].n_unique() == 6
+    assert modes.group_by("state").agg(pl.col("mass").sum())["mass"].to_list() == pytest.approx([1.0] * 6)
+    actions = pl.read_csv(tmp_path / "a/plots/actions.csv")
+    assert set(actions["source"]) == {"flow", "policy"}
+    information = pl.read_csv(tmp_path / "a/plots/mutual_information.csv")
+    assert len(information) == 5
+
+
+def test_diagnose_refuses_artifacts_of_other_agents(workspace: Path, tmp_path: Path) -> None:
+    other = make_workspace(tmp_path / "other", "game/landmark", "expert")
+    with pytest.raises(DataError, match="critic: made for other agents"):
+        diagnose.main(arguments(workspace, tmp_path / "a", critic=other / "critic"))
+    with pytest.raises(DataError, match=r"teacher: has samples for 240 rows, .* has 80"):
+        diagnose.main(arguments(workspace, tmp_path / "a", teacher=other / "teacher"))
+    assert not (tmp_path / "a").exists()
