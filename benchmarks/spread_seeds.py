@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import stats
+
 from workspace import make_workspace, run_stages
 
 DATA = ("record", "prepare", "describe")

@@ -7,6 +7,7 @@ repository's dvc.lock and outputs alone.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -56,10 +57,13 @@ def run_stages(folder: Path, stages: Iterable[str]) -> None:
         subprocess.CalledProcessError: a stage failed; its output has been shown.
     """
     definition = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    params: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text())
     # The project's own sources, whatever is installed.
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for stage in stages:
-        command = shlex.split(definition[stage]["cmd"])
+        # DVC's templating, as far as dvc.yaml uses it in commands: ${section.key}.
+        text = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda m: str(params[m[1]][m[2]]), definition[stage]["cmd"])
+        command = shlex.split(text)
         command[0] = sys.executable
         print(f"== {folder.name}: {stage}", flush=True)
         subprocess.run(command, cwd=folder, check=True, env=environment)

@@ -228,7 +228,9 @@ def _as_list(infos: Any) -> list[dict[str, Any]]:
 
 def _is_dvc(pid: int) -> bool:
     try:
-        return any("dvc" in word for word in psutil.Process(pid).cmdline())
+        # `dvc ...`, `python -m dvc ...` or `python .../dvc/__main__.py ...`
+        words = [Path(word) for word in psutil.Process(pid).cmdline()]
+        return any(word.stem == "dvc" or word.parts[-2:] == ("dvc", "__main__.py") for word in words)
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:

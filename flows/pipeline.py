@@ -6,6 +6,7 @@ Prefect owns when and where; DVC owns what is up to date. The flow holds no list
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from flows.dvc_stage import repro, save_experiment
 from flows.plan import PlannedStage, read_plan, select
 from flows.tied import end_with_parent
 
+# Between the end of the stages of a run that is told to stop and the end of its process, at most.
+FAREWELL_SECONDS = 20.0
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -39,6 +42,7 @@ def pipeline(force: bool = False, targets: list[str] | None = None, save: bool =
         raise
     except BaseException:  # cancelled, ended by SIGTERM or Ctrl-C: none of these is an `Exception`
         stop_all()
+        _bound_farewell()
         raise
 
 
@@ -89,10 +93,22 @@ def _conclude(stages: list[PlannedStage], futures: dict[str, PrefectFuture[Any]]
     return Completed(message=done)
 
 
+def _bound_farewell() -> None:
+    """End this process soon: without a server Prefect would try to report the run's end for minutes."""
+    if _started_by_worker():
+        timer = threading.Timer(FAREWELL_SECONDS, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+
+
 def _end_with_worker() -> None:
     """End with the worker that started this process, even where the worker is killed.
 
     A run that outlives its worker is reported by nobody and holds the deployment's only slot.
     """
-    if "PREFECT__FLOW_RUN_ID" in os.environ:
+    if _started_by_worker():
         end_with_parent(os.getppid())
+
+
+def _started_by_worker() -> bool:
+    return "PREFECT__FLOW_RUN_ID" in os.environ

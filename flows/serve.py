@@ -7,11 +7,11 @@ worker are tied to this process: none of them outlives it, however it ends.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,7 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-from prefect.client.schemas.objects import State, StateType, WorkerStatus
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import get_current_settings
 from prefect.states import Crashed
@@ -35,6 +35,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # A new database takes about 20 s on two slow cores.
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
+# A worker that ends sooner than this after its start would only do so again.
+WORKER_SECONDS = 10.0
+# What a run needs to notice the end of its worker, to end its stages and to report.
+LAST_WORDS_SECONDS = 20.0
 UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 
@@ -76,9 +80,9 @@ def _serve(children: list[subprocess.Popen[bytes]]) -> None:
         server = _start(["server", "start", "--host", host, "--port", str(port)], server_log)
         children.append(server)
         _await(lambda: asyncio.run(_answers()), [server], f"the server is not healthy; see {server_log.name}")
-        ended = asyncio.run(_prepare(pool))
-        for name in ended:
-            print(f"run {name} had lost its worker: marked as crashed", flush=True)
+        asyncio.run(_create_pool(pool))
+        # The server has only just started, so nothing can be running.
+        _close_lost_runs()
         deployed = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
             cwd=ROOT,
@@ -89,26 +93,47 @@ def _serve(children: list[subprocess.Popen[bytes]]) -> None:
         )
         if deployed.returncode:
             raise ServeError(f"the deployment was not registered:\n{deployed.stdout}{deployed.stderr}")
-        worker_name = f"serve-{os.getpid()}"
-        # One run at a time: they would share one DVC repository.
-        options = ["--pool", pool, "--type", "process", "--limit", "1", "--name", worker_name]
-        worker = _start(["worker", "start", *options], worker_log)
-        children.append(worker)
-        _await(
-            lambda: asyncio.run(_worker_online(pool, worker_name)),
-            [server, worker],
-            f"the worker is not online; see {worker_log.name}",
+        children.append(_start_worker(pool, children, worker_log))
+        print(
+            f"ready: {url.scheme}://{url.netloc}\n\n"
+            "In another terminal, in this folder:\n\n"
+            "    .venv/bin/prefect deployment run macflow/full-pipeline --watch\n\n"
+            "Ctrl-C stops server and worker.",
+            flush=True,
         )
-    print(
-        f"ready: {url.scheme}://{url.netloc}\n\n"
-        "In another terminal, in this folder:\n\n"
-        "    .venv/bin/prefect deployment run macflow/full-pipeline --watch\n\n"
-        "Ctrl-C stops server and worker.",
-        flush=True,
+        started = time.monotonic()
+        while server.poll() is None:
+            if children[-1].poll() is not None:
+                if time.monotonic() - started < WORKER_SECONDS:
+                    raise ServeError(f"the worker ended by itself; see {worker_log.name}")
+                print("the worker ended; starting another", flush=True)
+                children.pop()
+                # Its runs end with it, and report that themselves if they can.
+                _patiently(lambda: not asyncio.run(_unfinished()), LAST_WORDS_SECONDS)
+                _close_lost_runs()
+                children.append(_start_worker(pool, children, worker_log))
+                started = time.monotonic()
+            time.sleep(0.5)
+        raise ServeError(f"the server ended by itself; see {server_log.name}")
+
+
+def _start_worker(pool: str, alive: list[subprocess.Popen[bytes]], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a worker and wait until the server has heard from it."""
+    name = f"serve-{uuid.uuid4().hex[:8]}"
+    # One run at a time: they would share one DVC repository.
+    worker = _start(
+        ["worker", "start", "--pool", pool, "--type", "process", "--limit", "1", "--name", name], log
     )
-    while all(child.poll() is None for child in children):
-        time.sleep(0.5)
-    raise ServeError(f"server or worker ended by itself; see the logs in {home}")
+    try:
+        _await(
+            lambda: asyncio.run(_worker_online(pool, name)),
+            [*alive, worker],
+            f"the worker is not online; see {log.name}",
+        )
+    except BaseException:
+        _stop(worker)
+        raise
+    return worker
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -148,11 +173,25 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def _await(ready: Callable[[], bool], alive: list[subprocess.Popen[bytes]], otherwise: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not ready():
-        if time.monotonic() > deadline or any(child.poll() is not None for child in alive):
-            raise ServeError(otherwise)
+    ended = _patiently(lambda: ready() or any(child.poll() is not None for child in alive), START_SECONDS)
+    if not ended or any(child.poll() is not None for child in alive):
+        raise ServeError(otherwise)
+
+
+def _patiently(condition: Callable[[], bool], seconds: float) -> bool:
+    """Return whether the condition came true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.3)
+    return True
+
+
+def _close_lost_runs() -> None:
+    """Close runs whose worker is gone; left open, one holds the deployment's only slot for minutes."""
+    for name in asyncio.run(_crash_unfinished()):
+        print(f"run {name} had lost its worker: marked as crashed", flush=True)
 
 
 async def _answers() -> bool:
@@ -160,27 +199,30 @@ async def _answers() -> bool:
         return await client.api_healthcheck() is None
 
 
-async def _prepare(pool: str) -> list[str]:
-    """Create the work pool and close runs whose worker is gone; return the names of those runs.
-
-    The server has only just started, so nothing can be running; a run left unfinished would hold the
-    deployment's only slot until its lease ends.
-    """
+async def _create_pool(pool: str) -> None:
     async with get_client() as client:
+        template = ProcessWorker.get_default_base_job_template()
         try:
             await client.create_work_pool(
-                WorkPoolCreate(
-                    name=pool, type="process", base_job_template=ProcessWorker.get_default_base_job_template()
-                )
+                WorkPoolCreate(name=pool, type="process", base_job_template=template)
             )
         except ObjectAlreadyExists:
             pass
-        unfinished = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)))
-        runs = await client.read_flow_runs(flow_run_filter=unfinished)
+
+
+async def _unfinished() -> list[FlowRun]:
+    unfinished = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)))
+    async with get_client() as client:
+        return await client.read_flow_runs(flow_run_filter=unfinished)
+
+
+async def _crash_unfinished() -> list[str]:
+    runs = await _unfinished()
+    async with get_client() as client:
         for run in runs:
             lost: State[None] = Crashed(message="its worker ended while it ran")
             await client.set_flow_run_state(run.id, lost, force=True)
-        return [run.name for run in runs]
+    return [run.name for run in runs]
 
 
 async def _worker_online(pool: str, name: str) -> bool:

@@ -22,7 +22,7 @@ MAX_NAMES = 8
 
 
 def describe_text(path: Path) -> str:
-    """Describe the prepared or Minari dataset at `path`: agents, spaces, counts, returns, quality, validation.
+    """Describe the prepared or Minari dataset at `path`: agents, counts, returns, quality, validation.
 
     A recorded dataset is validated on the way; its failures are part of the text, not an error.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import yaml
 from data_samples import ENV, make_episodes, make_spec
 
 from macflow.data.episode import Episode
+from macflow.data.expectations import Limits, expectations_for
 from macflow.data.minari_store import write_minari
 from macflow.data.prepared import load_prepared
 from macflow.files import digest
@@ -35,6 +37,7 @@ PARAMS = {
 }
 LENGTHS = [5, 3, 4, 6]
 DATASET = "macflow/test-v0"
+DOCUMENT = Path(__file__).parents[2] / "docs/bring-your-data.md"
 KEPT = ("data/prepared", "models", "metrics/prepare.json")
 
 
@@ -84,6 +87,21 @@ def test_a_good_dataset_is_prepared(good: Path) -> None:
     written = json.loads((good / "reports/validation/validation.json").read_text())
     assert written["success"]
     assert written["dataset"] == DATASET
+
+
+def test_the_documented_example_runs_and_is_accepted(good: Path, tmp_path: Path) -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    subprocess.run([sys.executable, "-W", "error", "-c", example], cwd=tmp_path, check=True, timeout=60)
+    shutil.move(tmp_path / "data/mine", tmp_path / "data/raw")
+    shutil.copy(good / "params.yaml", tmp_path)
+    done = prepare(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_prepared(tmp_path / "data/prepared").spec.agent_ids == ("north", "south")
+    limits = Limits(1.0, 1.0, 1.0)
+    for discrete in (False, True):
+        for expectation in expectations_for(make_spec(discrete), limits):
+            assert f"`{expectation.name}`" in text
 
 
 def with_arrays(index: int, **arrays: Any) -> Callable[[Path], None]:

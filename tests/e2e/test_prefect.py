@@ -193,16 +193,14 @@ def test_a_rerun_after_a_killed_worker_continues(unchanged: Served) -> None:
     wait_until(checkpoint.exists, 60, "a checkpoint")
     (worker,) = [process for process in project.processes("worker") if "prefect" in process.cmdline()]
     worker.kill()
-    for name in ("prefect.engine", "dvc", "macflow.stages.train_flow"):
-        wait_until(lambda name=name: not project.processes(name), 20, f"{name} ends with the worker")
+    for name in ("macflow.stages.train_flow", "dvc", "prefect.engine"):
+        wait_until(lambda name=name: not project.processes(name), 40, f"{name} ends with the worker")
     assert checkpoint.exists(), "killed too late to show anything"
-    assert unchanged.process is not None
-    assert unchanged.process.wait(60) == 1, "serve ends with an error when a part of it has ended"
-    watcher.terminate()
-    watcher.wait(20)
+    assert watcher.wait(60) == 1
+    assert unchanged.last_run()["state"]["type"] == "CRASHED"
 
-    unchanged.start()
-    project.check(*RUN)
+    # `serve` has started another worker, and the crashed run holds no slot.
+    project.check(*RUN, "--param", 'targets=["train_flow"]')
     outcomes = unchanged.outcomes()
     assert (outcomes["prepare"], outcomes["train_flow"]) == ("up to date", "ran")
     log = unchanged.log(unchanged.tasks(unchanged.last_run())["train_flow"])
@@ -212,7 +210,7 @@ def test_a_rerun_after_a_killed_worker_continues(unchanged: Served) -> None:
 
 
 def test_serve_refuses_an_address_that_is_taken(served: Served) -> None:
-    done = served.project.run(sys.executable, "-m", "flows.serve")
+    done = served.project.run(sys.executable, "-m", "flows.serve", timeout=60)
     assert done.returncode == 1
     assert "is already being served" in done.stdout
 

@@ -410,6 +410,6 @@ def test_text_of_bad_datasets_tells_what_is_wrong(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "nan/macflow/test-v0/data/main_data.hdf5", "r+") as file:
         del file["episode_0/actions"]
     assert "failed: " in describe_text(tmp_path / "nan")
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="holds no Minari dataset"):
-        (tmp_path / "nothing").mkdir()
         describe_text(tmp_path / "nothing")
