@@ -20,7 +20,6 @@ import typer
 from macflow.types import ConfigError, DataError, MacflowError
 
 if TYPE_CHECKING:
-    from macflow.data.rows import EpisodeRows
     from macflow.types import MultiAgentSpec
 
 EVALUATED_TOGETHER = 50
@@ -188,50 +187,17 @@ def evaluate(
 @dataset_app.command("show")
 def show_dataset(
     path: Annotated[Path, typer.Argument(help="A prepared dataset, or a folder with a Minari dataset.")],
-    as_json: AsJson = False,
 ) -> None:
-    """Say what a dataset holds."""
-    from macflow.data.minari_store import read_minari_rows
-    from macflow.data.prepared import DATASET_FILE, load_rows
+    """Say what a dataset holds: agents, episodes, returns, quality, validation."""
+    from macflow.data.show import describe_text
 
     if not path.is_dir():
         raise DataError(f"{path}: folder not found")
-    if (path / DATASET_FILE).is_file():
-        rows, spec, meta = load_rows(path)
-        kind, behaviour = "prepared", meta["source"].get("behaviour")
-    else:
-        rows, spec, meta = read_minari_rows(path)
-        kind, behaviour = f"Minari, {meta['dataset_id']}", meta["behaviour"]
-    facts = _dataset_facts(rows, spec) | {"kind": kind, "env": meta["env"], "behaviour": behaviour}
-    if as_json:
-        _print_json({"path": str(path)} | facts)
-        return
-    returns, lengths, env = facts["return"], facts["length"], facts["env"]
-    some = rows.n_episodes > 0
-    bounds = "to choose from" if spec.discrete else f"in {_bounds(spec)}"
-    _print_fields(
-        {
-            "dataset": f"{path} ({kind})",
-            "environment": _with_kwargs(env["id"], env["kwargs"]) if env else "not recorded",
-            "behaviour": _behaviour(behaviour),
-            "agents": f"{spec.n_agents}: {_shortened(spec.agent_ids)}",
-            "observations": f"{_shortened(sorted(set(spec.obs_dims)))} numbers per agent, "
-            f"state {spec.state_size}",
-            "actions": f"{spec.action_kind}, {spec.action_size} {bounds}",
-            "episodes": f"{facts['episodes']} of {_range(lengths)} steps" if some else "none",
-            "transitions": facts["transitions"],
-            "ended by": f"{facts['terminated_fraction']:.0%} termination, "
-            f"{facts['truncated_fraction']:.0%} time limit",
-            "return": f"mean {returns['mean']:.2f}, standard deviation {returns['std']:.2f}, "
-            f"{returns['min']:.2f} to {returns['max']:.2f}{_placed(env, returns['mean'])}"
-            if some
-            else "none",
-        }
-    )
+    print(describe_text(path))
 
 
 @dataset_app.command("record")
-def record_dataset(
+def record(
     env: Annotated[str, typer.Option(help="Environment id: see `macflow envs`.")],
     behaviour: Annotated[str, typer.Option(help="Who plays: see `macflow envs`.")],
     out: Annotated[Path, typer.Option(help="New folder for the dataset.")],
@@ -240,28 +206,10 @@ def record_dataset(
     env_kwarg: EnvKwargs = [],  # noqa: B006
 ) -> None:
     """Record a scripted behaviour as a dataset."""
-    from macflow.data.minari_store import write_minari
-    from macflow.data.record import record_episodes
-    from macflow.envs.registry import ENVIRONMENTS, full_kwargs, make_behaviour, make_env
-    from macflow.files import replace_directory
+    from macflow.stages.record import record_dataset
 
     _check_new(out)
-    kwargs = full_kwargs(env, _parse_kwargs(env_kwarg))
-    actor = make_behaviour(env, kwargs, behaviour)
-    environment = make_env(env, kwargs, min(EVALUATED_TOGETHER, episodes))
-    try:
-        recorded = record_episodes(environment, actor, episodes, seed)
-    finally:
-        environment.close()
-    with replace_directory(out) as folder:
-        write_minari(
-            folder,
-            f"macflow/{env.replace('/', '-')}-{behaviour}-v0",
-            recorded,
-            environment.spec,
-            {"id": env, "kwargs": kwargs, "version": ENVIRONMENTS[env].version},
-            {"name": behaviour, "seed": seed, "episodes": episodes},
-        )
+    recorded = record_dataset(out, env, _parse_kwargs(env_kwarg), behaviour, episodes, seed)
     mean = sum(episode.team_return for episode in recorded) / len(recorded)
     print(f"{out}: {episodes} episodes of {env} by {behaviour}, mean return {mean:.2f}")
 
@@ -335,37 +283,6 @@ def _agent_count(env_id: str, kwargs: Mapping[str, Any]) -> int:
         return len(env.possible_agents)
     finally:
         env.close()
-
-
-def _dataset_facts(rows: EpisodeRows, spec: MultiAgentSpec) -> dict[str, Any]:
-    returns, lengths = rows.team_returns, rows.lengths
-    last = rows.final_rows - 1
-    some = rows.n_episodes > 0
-    return {
-        "spec": spec.to_dict(),
-        "episodes": rows.n_episodes,
-        "transitions": len(rows.train_rows),
-        "return": {
-            "mean": float(returns.mean()) if some else None,
-            "std": float(returns.std()) if some else None,
-            "min": float(returns.min()) if some else None,
-            "max": float(returns.max()) if some else None,
-        },
-        "length": {"min": int(lengths.min()) if some else None, "max": int(lengths.max()) if some else None},
-        "terminated_fraction": float(rows.terminated[last].mean()) if some else 0.0,
-        "truncated_fraction": float(rows.truncated[last].mean()) if some else 0.0,
-    }
-
-
-def _placed(env: Mapping[str, Any] | None, mean: float) -> str:
-    from macflow.envs.registry import ENVIRONMENTS, normalized_return, reference_returns
-
-    if env is None or env["id"] not in ENVIRONMENTS:
-        return ""
-    reference = reference_returns(env["id"], env["kwargs"])
-    if reference is None:
-        return ""
-    return f"; normalised mean {normalized_return(mean, reference):.1f} (0 random, 100 expert)"
 
 
 def _interval(found: Mapping[str, Any], mean: str, prefix: str) -> str:

@@ -26,6 +26,9 @@ def replace_directory(target: Path) -> Iterator[Path]:
     fresh.chmod(0o755)
     try:
         yield fresh
+        for member in fresh.rglob("*"):
+            # Some writers (safetensors) keep what they write from everybody else.
+            member.chmod(0o755 if member.is_dir() else 0o644)
         if target.is_dir() and not target.is_symlink():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
             target.rename(old / "was")

@@ -88,8 +88,6 @@ def write_prepared(
         arrays["legal_actions"] = rows.legal_actions
     with replace_directory(path) as folder:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ARRAYS_FILE)
-        # The library makes the file for its owner only; readable like all others is what is wanted.
-        (folder / ARRAYS_FILE).chmod(0o644)
         _episode_table(rows, returns).write_parquet(folder / EPISODES_FILE)
         _transition_table(rows).write_parquet(folder / TRANSITIONS_FILE)
         write_json(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import macflow
-from macflow.config import Section, TrainingParams, load_section
+from macflow.config import TrainingParams, load_section
 from macflow.files import digest
 from macflow.training.checkpoint import CheckpointFile
 from macflow.types import ConfigError
@@ -34,7 +34,7 @@ class TrainingStage:
 
 
 def begin_training(
-    stage: str, params_file: Path, sections: Mapping[str, Section], inputs: Mapping[str, Path]
+    stage: str, params_file: Path, sections: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, Path]
 ) -> TrainingStage:
     """Set torch up for reproducible arithmetic and describe the run.
 
@@ -58,7 +58,7 @@ def begin_training(
     device = torch.device(params.device)
     manifest = {
         "params": {"training": params.model_dump(mode="json")}
-        | {name: section.model_dump(mode="json") for name, section in sections.items()},
+        | {name: dict(section) for name, section in sections.items()},
         "made_from": {str(path): digest(path) for path in inputs.values()},
     }
     fingerprint = {"stage": stage, "torch": torch.__version__, "code": _code_digest()} | manifest

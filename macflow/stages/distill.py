@@ -31,7 +31,12 @@ def main(arguments: argparse.Namespace) -> None:
     params = load_section(arguments.params, "distill", DistillParams)
     diagnose = load_section(arguments.params, "diagnose", DiagnoseParams)
     inputs = {name: getattr(arguments, name) for name in ("data", "flow", "teacher", "critic")}
-    run = begin_training("distill", arguments.params, {"distill": params}, inputs)
+    sections = {
+        "distill": params.model_dump(mode="json"),
+        # What is measured along the way, and thus in the curves; not the checks' thresholds.
+        "diagnose": diagnose.model_dump(mode="json", include={"states", "samples", "seed"}),
+    }
+    run = begin_training("distill", arguments.params, sections, inputs)
     dataset = load_prepared(arguments.data)
     sampler = TransitionSampler(dataset, run.device)
     teacher = load_teacher(arguments.teacher).to(run.device)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from macflow.config import EnvParams, RecordParams, load_section
+from macflow.data.episode import Episode
 from macflow.data.minari_store import write_minari
 from macflow.data.record import record_episodes
 from macflow.envs.registry import (
@@ -36,28 +38,10 @@ def main(arguments: argparse.Namespace) -> None:
     """Play `record.behaviour` in the environment and write the episodes as a Minari dataset."""
     env_params = load_section(arguments.params, "env", EnvParams)
     params = load_section(arguments.params, "record", RecordParams)
+    episodes = record_dataset(
+        arguments.out, env_params.id, env_params.kwargs, params.behaviour, params.episodes, params.seed
+    )
     kwargs = full_kwargs(env_params.id, env_params.kwargs)
-    actor = make_behaviour(env_params.id, kwargs, params.behaviour)
-    # Equal waves, so that the last one plays few episodes that nobody asked for.
-    n_envs = math.ceil(params.episodes / math.ceil(params.episodes / MAX_ENVS))
-    workers = max(1, min(MAX_WORKERS, params.episodes // EPISODES_WORTH_A_WORKER))
-    env = make_env(env_params.id, kwargs, n_envs, workers)
-    try:
-        with tqdm(
-            total=params.episodes, desc="record", unit="episode", file=sys.stdout, mininterval=1
-        ) as bar:
-            episodes = record_episodes(env, actor, params.episodes, params.seed, bar.update)
-    finally:
-        env.close()
-    with replace_directory(arguments.out) as folder:
-        write_minari(
-            folder,
-            f"macflow/{env_params.id.replace('/', '-')}-{params.behaviour}-v0",
-            episodes,
-            env.spec,
-            {"id": env_params.id, "kwargs": kwargs, "version": ENVIRONMENTS[env_params.id].version},
-            {"name": params.behaviour, "seed": params.seed, "episodes": params.episodes},
-        )
     returns = np.array([episode.team_return for episode in episodes])
     interval = bootstrap_mean(returns, params.seed)
     reference = reference_returns(env_params.id, kwargs)
@@ -79,6 +63,37 @@ def main(arguments: argparse.Namespace) -> None:
         f"mean return {interval.mean:.3f}{scale}",
         flush=True,
     )
+
+
+def record_dataset(
+    out: Path, env_id: str, kwargs: Mapping[str, Any], behaviour: str, episodes: int, seed: int
+) -> list[Episode]:
+    """Play `episodes` of a behaviour, episode i from seed `seed + i`, and write them to the folder `out`.
+
+    Raises:
+        ConfigError: on an unknown environment, keyword or behaviour.
+    """
+    kwargs = full_kwargs(env_id, kwargs)
+    actor = make_behaviour(env_id, kwargs, behaviour)
+    # Equal waves, so that the last one plays few episodes that nobody asked for.
+    n_envs = math.ceil(episodes / math.ceil(episodes / MAX_ENVS))
+    workers = max(1, min(MAX_WORKERS, episodes // EPISODES_WORTH_A_WORKER))
+    env = make_env(env_id, kwargs, n_envs, workers)
+    try:
+        with tqdm(total=episodes, desc="record", unit="episode", disable=None) as bar:
+            recorded = record_episodes(env, actor, episodes, seed, bar.update)
+    finally:
+        env.close()
+    with replace_directory(out) as folder:
+        write_minari(
+            folder,
+            f"macflow/{env_id.replace('/', '-')}-{behaviour}-v0",
+            recorded,
+            env.spec,
+            {"id": env_id, "kwargs": kwargs, "version": ENVIRONMENTS[env_id].version},
+            {"name": behaviour, "seed": seed, "episodes": episodes},
+        )
+    return recorded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

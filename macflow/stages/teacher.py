@@ -23,7 +23,10 @@ def main(arguments: argparse.Namespace) -> None:
     """Cache K noises and flow samples per dataset row."""
     params = load_section(arguments.params, "teacher", TeacherParams)
     run = begin_training(
-        "teacher", arguments.params, {"teacher": params}, {"data": arguments.data, "flow": arguments.flow}
+        "teacher",
+        arguments.params,
+        {"teacher": params.model_dump(mode="json")},
+        {"data": arguments.data, "flow": arguments.flow},
     )
     dataset = load_prepared(arguments.data)
     sampler = TransitionSampler(dataset, run.device)

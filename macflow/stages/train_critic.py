@@ -33,7 +33,7 @@ def main(arguments: argparse.Namespace) -> None:
     run = begin_training(
         "train_critic",
         arguments.params,
-        {"critic": params},
+        {"critic": params.model_dump(mode="json")},
         {"data": arguments.data, "teacher": arguments.teacher},
     )
     dataset = load_prepared(arguments.data)

@@ -22,7 +22,9 @@ from macflow.training.loop import adam, train, write_curve
 def main(arguments: argparse.Namespace) -> None:
     """Train the joint flow policy."""
     params = load_section(arguments.params, "flow", FlowParams)
-    run = begin_training("train_flow", arguments.params, {"flow": params}, {"data": arguments.data})
+    run = begin_training(
+        "train_flow", arguments.params, {"flow": params.model_dump(mode="json")}, {"data": arguments.data}
+    )
     dataset = load_prepared(arguments.data)
     sampler = TransitionSampler(dataset, run.device)
     field = build_field(dataset.spec, params.scope, params.hidden, run.initializer).to(run.device)

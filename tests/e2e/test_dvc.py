@@ -81,6 +81,14 @@ def test_metrics_and_graph_are_readable(reproduced: Project) -> None:
     assert {("teacher", "train_critic"), ("train_critic", "distill"), ("distill", "evaluate")} <= edges
 
 
+def test_the_summary_of_the_demo_says_what_the_metrics_say(reproduced: Project) -> None:
+    said = reproduced.check("python", "tools/demo_summary.py")
+    metrics = json.loads((reproduced.root / "metrics/evaluate.json").read_text())
+    assert re.search(rf"one-step policy.* {metrics['policy']['return_mean']:.2f} \[", said)
+    assert (reproduced.root / "reports/index.html").as_uri() in said
+    assert "failure signature" in said
+
+
 def test_a_policy_can_be_had_again_from_its_revision(project: Project, tmp_path: Path) -> None:
     declared = project.check(
         "dvc", "get", ".", "models/policy", "--rev", "HEAD", "--out", str(tmp_path / "had")
