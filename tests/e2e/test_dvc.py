@@ -143,19 +143,29 @@ def test_a_failing_stage_says_why_and_leaves_everything_as_it_was(project: Proje
     assert ran(project.check("dvc", "repro")) <= {"prepare"}
 
 
-def test_a_killed_training_ends_with_the_same_bytes(project: Project, tmp_path: Path) -> None:
-    project.set_params({"distill": {"steps": 1500, "diagnose_every": 1500}})
+@pytest.mark.parametrize(
+    ("stage", "section", "changes"),
+    [
+        ("train_flow", "flow", {"steps": 3000}),
+        ("train_critic", "critic", {"steps": 1500}),
+        ("distill", "distill", {"steps": 1500, "diagnose_every": 1500}),
+    ],
+)
+def test_a_killed_training_ends_with_the_same_bytes(
+    project: Project, tmp_path: Path, stage: str, section: str, changes: dict[str, int]
+) -> None:
+    project.set_params({section: changes})
     whole = Project(Path(shutil.copytree(project.root, tmp_path / "whole" / "macflow", symlinks=True)))
-    repro = ("dvc", "repro", "--single-item", "distill")
+    repro = ("dvc", "repro", "--single-item", stage)
     whole.check(*repro)
     running = project.start(*repro)
-    checkpoint = project.root / ".macflow/checkpoints/distill.safetensors"
+    checkpoint = project.root / f".macflow/checkpoints/{stage}.safetensors"
     wait_until(lambda: checkpoint.exists() or running.poll() is not None, 60, "a checkpoint")
-    stages = project.processes("macflow.stages.distill")
-    assert stages, (tmp_path / "distill.log").read_text()
+    stages = project.processes(f"macflow.stages.{stage}")
+    assert stages, (tmp_path / f"{stage}.log").read_text()
     running.send_signal(signal.SIGKILL)
     running.wait()
-    wait_until(lambda: not project.processes("macflow.stages.distill"), 10, "the stage ends with DVC")
+    wait_until(lambda: not project.processes(f"macflow.stages.{stage}"), 10, "the stage ends with DVC")
     assert checkpoint.exists(), "killed too late to show anything"
-    assert re.search(r"distill: resumed at step \d+", project.check(*repro))
-    assert project.lock()["distill"]["outs"] == whole.lock()["distill"]["outs"]
+    assert re.search(rf"{stage}: resumed at step \d+", project.check(*repro))
+    assert project.lock()[stage]["outs"] == whole.lock()[stage]["outs"]
