@@ -34,7 +34,7 @@ def main() -> None:
     )
     raised = {name: check for name, check in _read("diagnose")["checks"].items() if check["raised"]}
     for name, check in raised.items():
-        print(f"failure signature {name}: {check['meaning']}")
+        print(f"failure signature {name}: {check['value']:.3g}, above {check['threshold']:.3g}")
     if not raised:
         print("failure signatures: none raised")
     print(f"\npolicy: {ROOT / 'models' / 'policy'}\nreport: {REPORT.as_uri()}")

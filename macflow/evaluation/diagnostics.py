@@ -313,13 +313,8 @@ class Check:
         return self.value > self.threshold
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {
-            "value": self.value,
-            "threshold": self.threshold,
-            "raised": self.raised,
-            "meaning": self.meaning,
-        }
+        """Return the numbers and the verdict as plain JSON types."""
+        return {"value": self.value, "threshold": self.threshold, "raised": self.raised}
 
 
 def check_q_collapse(q_abs_max: float, reward_abs_max: float, discount: float, threshold: float) -> Check:

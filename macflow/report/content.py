@@ -254,8 +254,8 @@ def read_content(inputs: Inputs) -> Content:
         dataset=_read(dataset, Dataset),
         description=_read(metrics / "describe.json", Description),
         validation=_read(inputs.validation / "validation.json", Validation),
-        evaluation=_read(metrics / "evaluate.json", Evaluation),
-        diagnosis=_read(metrics / "diagnose.json", Diagnosis),
+        evaluation=_read(metrics / "evaluate.json", Evaluation, plots / "evaluate/texts.json"),
+        diagnosis=_read(metrics / "diagnose.json", Diagnosis, plots / "diagnose/texts.json"),
         flow_training=_read(metrics / "train_flow.json", FlowTraining),
         critic_training=_read(metrics / "train_critic.json", CriticTraining),
         distillation=_read(metrics / "distill.json", Distillation),
@@ -406,12 +406,20 @@ def _size(value: float) -> str:
 FactsT = TypeVar("FactsT", bound=_Facts)
 
 
-def _read(path: Path, kind: type[FactsT]) -> FactsT:
+def _read(path: Path, kind: type[FactsT], texts: Path | None = None) -> FactsT:
+    """Read facts; `texts` is a second file with the sentences that belong to them."""
+    content = read_json(path) if texts is None else _merged(read_json(path), read_json(texts))
     try:
-        return kind.model_validate(read_json(path))
+        return kind.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}" for e in error.errors())
         raise DataError(f"{path}: {problems}") from None
+
+
+def _merged(facts: Any, texts: Any) -> Any:
+    if not (isinstance(facts, dict) and isinstance(texts, dict)):
+        return facts
+    return facts | {key: _merged(facts[key], text) if key in facts else text for key, text in texts.items()}
 
 
 def _read_gif(path: Path) -> bytes:

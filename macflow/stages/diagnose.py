@@ -156,6 +156,9 @@ def main(arguments: argparse.Namespace) -> None:
         _modes_table(modes).write_csv(folder / "modes.csv")
         _actions_table(models, policy, flow, modes).write_csv(folder / "actions.csv")
         _information_table(information, at_state).write_csv(folder / "mutual_information.csv")
+        # Sentences would drown the numbers in `dvc metrics show`.
+        meanings = {name: {"meaning": check.meaning} for name, check in checks.items()}
+        write_json(folder / "texts.json", {"checks": meanings})
     write_json(
         arguments.metrics,
         {

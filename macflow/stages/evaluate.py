@@ -73,6 +73,10 @@ def main(arguments: argparse.Namespace) -> None:
         with closing(make_env(env_params.id, env_params.kwargs, 1)) as env:
             record_gif(env, actors["policy"], params.seed, folder / "episode.gif")
         _returns_table(results).write_csv(folder / "returns.csv")
+        reference = reference_returns(env_params.id, env_params.kwargs)
+        write_json(
+            folder / "texts.json", {} if reference is None else {"reference": {"how": reference["how"]}}
+        )
     write_json(TIMINGS, timings)
     write_json(arguments.metrics, _metrics(env_params, params, dataset, results))
 
@@ -114,7 +118,7 @@ def _metrics(
         "env": env.id,
         "episodes": params.episodes,
         "seed": params.seed,
-        "reference": reference,
+        "reference": reference and {"random": reference["random"], "expert": reference["expert"]},
         "dataset": {"return_mean": mean, "normalized_return": normalised},
         "gain_over_dataset": (
             None if normalised is None else measured["policy"]["normalized_return"] - normalised

@@ -36,12 +36,20 @@ def returns(folder: Path) -> dict[str, float]:
     return {actor: metrics[actor]["return_mean"] for actor in ("policy", "flow")}
 
 
-def test_only_the_value_term_finds_the_rare_optimum(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mixer", ["mean", "qmix"])
+def test_only_the_value_term_finds_the_rare_optimum(tmp_path: Path, mixer: str) -> None:
     game = overrides("rare_optimum")
-    full = make_workspace(tmp_path / "full", game, SHORT)
+    mixed = {"critic": {"mixer": mixer}}
+    full = make_workspace(tmp_path / "full", game, SHORT, mixed)
     run_stages(full, [*DATA_TO_CRITIC, "distill", "evaluate", "diagnose"])
     plain = make_workspace(
-        tmp_path / "plain", game, SHORT, {"distill": {"q_term": False}}, reuse=full, artifacts=ARTIFACTS
+        tmp_path / "plain",
+        game,
+        SHORT,
+        mixed,
+        {"distill": {"q_term": False}},
+        reuse=full,
+        artifacts=ARTIFACTS,
     )
     run_stages(plain, ["distill", "evaluate"])
     assert returns(full)["policy"] >= 1.9

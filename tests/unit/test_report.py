@@ -267,6 +267,7 @@ def test_text_from_inputs_is_never_markup(workspace: Path) -> None:
     table.write_text(table.read_text().replace("agent_0", '"' + HOSTILE.replace('"', '""') + '"'))
     checks = json.loads(Path("metrics/diagnose.json").read_text())["checks"]
     edit_json(Path("metrics/diagnose.json"), checks={HOSTILE: next(iter(checks.values()))})
+    Path("plots/diagnose/texts.json").write_text(json.dumps({"checks": {HOSTILE: {"meaning": HOSTILE}}}))
 
     stage.main(arguments())
 
