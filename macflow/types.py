@@ -109,3 +109,45 @@ class Actor(Protocol):
 
     def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
         """Map raw observations (E, N, O) to environment actions (E, N, A) or (E, N)."""
+
+
+class Seen(Protocol):
+    """What there is to see before an action, in a batch of environments."""
+
+    @property
+    def obs(self) -> FloatArray: ...  # (E, N, O) raw units
+
+    @property
+    def state(self) -> FloatArray: ...  # (E, S)
+
+    @property
+    def legal_actions(self) -> BoolArray | None: ...  # (E, N, A), discrete only
+
+
+class Stepped(Seen, Protocol):
+    """What a joint action led to."""
+
+    @property
+    def rewards(self) -> FloatArray: ...  # (E, N)
+
+    @property
+    def terminated(self) -> BoolArray: ...  # (E,) stays set
+
+    @property
+    def truncated(self) -> BoolArray: ...  # (E,) stays set
+
+
+class Environment(Protocol):
+    """E copies of an environment stepped together, none of which starts again by itself."""
+
+    @property
+    def n_envs(self) -> int: ...
+
+    @property
+    def max_steps(self) -> int: ...
+
+    def reset(self, seeds: Sequence[int], /) -> Seen: ...
+
+    def step(self, actions: ActionArray, /) -> Stepped: ...
+
+    def render(self, index: int, /) -> NDArray[np.uint8]: ...  # (height, width, 3) RGB

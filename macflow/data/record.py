@@ -6,52 +6,12 @@ Environments are anything with the shape of `Environment`, so nothing here depen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from macflow.data.episode import Episode
-from macflow.types import ActionArray, Actor, BoolArray, DataError, FloatArray
-
-
-class Seen(Protocol):
-    """What there is to see before an action."""
-
-    @property
-    def obs(self) -> FloatArray: ...  # (E, N, O) raw units
-
-    @property
-    def state(self) -> FloatArray: ...  # (E, S)
-
-    @property
-    def legal_actions(self) -> BoolArray | None: ...  # (E, N, A), discrete only
-
-
-class Stepped(Seen, Protocol):
-    """What a joint action led to."""
-
-    @property
-    def rewards(self) -> FloatArray: ...  # (E, N)
-
-    @property
-    def terminated(self) -> BoolArray: ...  # (E,) stays set
-
-    @property
-    def truncated(self) -> BoolArray: ...  # (E,) stays set
-
-
-class Environment(Protocol):
-    """E copies of an environment stepped together, none of which starts again by itself."""
-
-    @property
-    def n_envs(self) -> int: ...
-
-    @property
-    def max_steps(self) -> int: ...
-
-    def reset(self, seeds: Sequence[int], /) -> Seen: ...
-
-    def step(self, actions: ActionArray, /) -> Stepped: ...
+from macflow.types import ActionArray, Actor, DataError, Environment, Seen, Stepped
 
 
 def record_episodes(

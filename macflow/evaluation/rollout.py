@@ -10,13 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from macflow.types import ActionArray, Actor, BoolArray, DataError, FloatArray
+from macflow.types import Actor, BoolArray, DataError, Environment, FloatArray, Seen
 
 FRAME_MS = 100
 LAST_FRAME_MS = 1000
@@ -24,45 +23,6 @@ MAX_FRAMES = 200
 GIF_BYTES = 500_000
 # Longest side in pixels and number of colours: the first pair that fits GIF_BYTES is taken.
 GIF_SIZES = ((480, 64), (360, 32), (240, 16))
-
-
-class Seen(Protocol):
-    """What actors need before they act."""
-
-    @property
-    def obs(self) -> FloatArray: ...  # (E, N, O) raw units
-
-    @property
-    def legal_actions(self) -> BoolArray | None: ...  # (E, N, A), discrete only
-
-
-class Stepped(Seen, Protocol):
-    """What a joint action led to."""
-
-    @property
-    def rewards(self) -> FloatArray: ...  # (E, N)
-
-    @property
-    def terminated(self) -> BoolArray: ...  # (E,) stays set
-
-    @property
-    def truncated(self) -> BoolArray: ...  # (E,) stays set
-
-
-class Environment(Protocol):
-    """E copies of an environment stepped together, none of which starts again by itself."""
-
-    @property
-    def n_envs(self) -> int: ...
-
-    @property
-    def max_steps(self) -> int: ...
-
-    def reset(self, seeds: Sequence[int], /) -> Seen: ...
-
-    def step(self, actions: ActionArray, /) -> Stepped: ...
-
-    def render(self, index: int, /) -> NDArray[np.uint8]: ...  # (height, width, 3) RGB
 
 
 @dataclass(frozen=True)

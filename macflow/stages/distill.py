@@ -23,7 +23,7 @@ from macflow.stages._common import run_stage
 from macflow.stages._training import add_artifact_arguments, begin_training
 from macflow.training.artifacts import CriticArtifact, FlowArtifact, load_critic, load_flow, load_teacher
 from macflow.training.checkpoint import TrainingState
-from macflow.training.loop import adam, train, write_curve
+from macflow.training.loop import adam, descend, train, write_curve
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -61,9 +61,7 @@ def main(arguments: argparse.Namespace) -> None:
             params.alpha,
             critic.aggregate,
         )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        descend(optimizer, loss)
         return info
 
     train(

@@ -23,7 +23,7 @@ from macflow.training.artifacts import (
     save_critic,
 )
 from macflow.training.checkpoint import TrainingState
-from macflow.training.loop import adam, train, write_curve
+from macflow.training.loop import adam, descend, train, write_curve
 from macflow.types import Batch
 
 
@@ -50,9 +50,7 @@ def main(arguments: argparse.Namespace) -> None:
         batch = sampler.sample(params.batch_size, run.generator)
         y = td_target(target, batch, next_actions(batch, run.generator), params.discount, params.aggregate)
         loss, info = critic_loss(critic, batch, y)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        descend(optimizer, loss)
         polyak_update(target, critic, params.polyak_tau)
         return info
 

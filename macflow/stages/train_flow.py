@@ -16,7 +16,7 @@ from macflow.stages._common import run_stage
 from macflow.stages._training import add_artifact_arguments, begin_training
 from macflow.training.artifacts import FlowArtifact, build_field, save_flow
 from macflow.training.checkpoint import TrainingState
-from macflow.training.loop import adam, train, write_curve
+from macflow.training.loop import adam, descend, train, write_curve
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -34,9 +34,7 @@ def main(arguments: argparse.Namespace) -> None:
     def step() -> dict[str, Tensor]:
         batch = sampler.sample(params.batch_size, run.generator)
         loss, info = flow_matching_loss(field, batch.obs, batch.actions, run.generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        descend(optimizer, loss)
         return info
 
     train(

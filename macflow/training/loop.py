@@ -76,6 +76,13 @@ def adam(parameters: Sequence[torch.nn.Parameter], learning_rate: float) -> torc
     return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
 
 
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Take one optimiser step down the gradient of `loss`."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
 def write_curve(path: Path, rows: Sequence[dict[str, float]]) -> None:
     """Write rows as CSV with the first row's columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
