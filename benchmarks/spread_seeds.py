@@ -26,6 +26,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workspace", type=Path, default=Path("build/spread-seeds"))
+    parser.add_argument(
+        "--evaluation-seed",
+        type=int,
+        default=50_000,
+        help="first episode's; params.yaml's 1000 chose parameters",
+    )
     arguments = parser.parse_args()
 
     data = make_workspace(arguments.workspace / "data")
@@ -34,7 +40,7 @@ def main() -> None:
     for seed in arguments.seeds:
         folder = make_workspace(
             arguments.workspace / f"seed-{seed}",
-            {"training": {"seed": seed}},
+            {"training": {"seed": seed}, "evaluate": {"seed": arguments.evaluation_seed}},
             reuse=data,
             artifacts=("data/prepared",),
         )
