@@ -23,7 +23,7 @@ from macflow.algorithms.flow_matching import one_hot_of_best_legal
 from macflow.data.normalizer import Normalizer
 from macflow.files import read_json, write_json
 from macflow.nets.policy import OneStepPolicy
-from macflow.types import ActionArray, BoolArray, DataError, FloatArray, MultiAgentSpec
+from macflow.types import ActionArray, BoolArray, DataError, FloatArray, MultiAgentSpec, Seen
 
 SCHEMA_VERSION = 1
 
@@ -184,9 +184,9 @@ class PolicyActor:
         """Begin one episode per seed."""
         self.noise.reset(seeds)
 
-    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
+    def act(self, seen: Seen) -> ActionArray:
         """Map raw observations (E, N, O) to environment actions."""
-        return self.policy.act_batch(np.asarray(obs, np.float32), self.noise.draw(), legal_actions)
+        return self.policy.act_batch(np.asarray(seen.obs, np.float32), self.noise.draw(), seen.legal_actions)
 
 
 def save_policy(

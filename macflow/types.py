@@ -107,8 +107,11 @@ class Actor(Protocol):
     def reset(self, seeds: Sequence[int]) -> None:
         """Begin one episode per seed; all randomness of the episode comes from its seed."""
 
-    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
-        """Map raw observations (E, N, O) to environment actions (E, N, A) or (E, N)."""
+    def act(self, seen: Seen) -> ActionArray:
+        """Map what is seen, in raw units, to environment actions (E, N, A) or (E, N).
+
+        Decentralised actors look at each agent's own observation only; scripted ones may use the state.
+        """
 
 
 class Seen(Protocol):
@@ -122,6 +125,15 @@ class Seen(Protocol):
 
     @property
     def legal_actions(self) -> BoolArray | None: ...  # (E, N, A), discrete only
+
+
+@dataclass(frozen=True)
+class BatchObs:
+    """What the agents see before they act."""
+
+    obs: FloatArray  # (E, N, O) raw units, zero-padded to the largest agent's size
+    state: FloatArray  # (E, S)
+    legal_actions: BoolArray | None  # (E, N, A), discrete only
 
 
 class Stepped(Seen, Protocol):

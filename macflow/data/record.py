@@ -53,7 +53,7 @@ def _wave(env: Environment, actor: Actor, first_seed: int) -> list[Episode]:
         if len(steps) == env.max_steps:
             late = first_seed + int(running.argmax())
             raise DataError(f"episode of seed {late} did not end within `max_steps` = {env.max_steps} steps")
-        action = actor.act(seen[-1].obs, seen[-1].legal_actions)
+        action = actor.act(seen[-1])
         step = env.step(action)
         actions.append(action)
         steps.append(step)

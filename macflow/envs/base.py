@@ -17,6 +17,7 @@ from pettingzoo import ParallelEnv
 from macflow.types import (
     ActionArray,
     ActionKind,
+    BatchObs,
     BoolArray,
     ConfigError,
     DataError,
@@ -42,15 +43,6 @@ class JointEnv(ParallelEnv[str, FloatArray, AgentAction]):  # type: ignore[misc]
     """
 
     max_cycles: int
-
-
-@dataclass(frozen=True)
-class BatchObs:
-    """What the agents see before they act."""
-
-    obs: FloatArray  # (E, N, O) raw units, zero-padded to the largest agent's size
-    state: FloatArray  # (E, S)
-    legal_actions: BoolArray | None  # (E, N, A), discrete only
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,8 @@ from typing import Any
 import numpy as np
 
 from macflow.envs import wire
-from macflow.envs.base import (
-    BatchObs,
-    BatchStep,
-    Frame,
-    JointEnv,
-    action_masks,
-    check_actions,
-    check_seeds,
-    spec_of,
-)
-from macflow.types import ActionArray, ConfigError, DataError, MultiAgentSpec
+from macflow.envs.base import BatchStep, Frame, JointEnv, action_masks, check_actions, check_seeds, spec_of
+from macflow.types import ActionArray, BatchObs, ConfigError, DataError, MultiAgentSpec
 
 # How long a worker may take to leave after it was asked to.
 CLOSE_SECONDS = 5.0

@@ -5,15 +5,17 @@ All act on raw observations alone, plus what each episode draws from its own see
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from macflow.types import ActionArray, Actor, BoolArray, FloatArray, MultiAgentSpec
+from macflow.types import ActionArray, Actor, BoolArray, FloatArray, MultiAgentSpec, Seen
 
 Behaviour = Callable[[MultiAgentSpec], Actor]
 # Targets (E, N, 2) relative to each agent, velocities (E, N, 2) -> wanted action (E, N, 2) in [-1, 1].
@@ -46,22 +48,60 @@ class Uniform:
         self._episodes: list[Generator] = []
 
     def reset(self, seeds: Sequence[int]) -> None:
-        self._episodes = [_generator(seed) for seed in seeds]
+        self._episodes = [episode_generator(seed) for seed in seeds]
 
-    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
+    def act(self, seen: Seen) -> ActionArray:
         spec = self._spec
         if spec.discrete:
             draws = _draw(self._episodes, lambda rng: rng.random(spec.n_agents))
-            return _pick(draws, legal_actions, (len(draws), spec.n_agents, spec.action_size))
+            return _pick(draws, seen.legal_actions, (len(draws), spec.n_agents, spec.action_size))
         low, high = np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32)
         shape = (spec.n_agents, spec.action_size)
-        actions: ActionArray = low + (high - low) * _draw(
+        actions: ActionArray = low + (high - low) * draw(
             self._episodes, lambda rng: rng.random(shape, np.float32)
         )
         return actions
 
 
-class Cover:
+class Scripted(ABC):
+    """Control each agent by a script that each episode plays with a skill, and a plan, of its own."""
+
+    def __init__(self, spec: MultiAgentSpec, quality: Quality) -> None:
+        self._spec = spec
+        self._quality = quality
+        self._episodes: list[Generator] = []
+        # Of each episode: vigour, noise and control, (3, E, 1, 1).
+        self._skills: FloatArray = np.zeros((3, 0, 1, 1), np.float32)
+        self._plans: NDArray[np.int64] = np.zeros((0, spec.n_agents), np.int64)
+
+    @abstractmethod
+    def _wanted(self, seen: Seen, vigour: FloatArray) -> FloatArray:
+        """Return the actions (E, N, 2) of a skill that has only its vigour (E, 1, 1)."""
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self._episodes = [episode_generator(seed) for seed in seeds]
+        # Uniform over the permutations of the agents, and shown to nobody.
+        self._plans = _draw(self._episodes, lambda rng: rng.permutation(self._spec.n_agents))
+        skills = [self._quality(rng) for rng in self._episodes]
+        table = np.array([[s.vigour, s.noise, s.control] for s in skills], np.float32)
+        self._skills = table.T[:, :, None, None]
+
+    def act(self, seen: Seen) -> ActionArray:
+        vigour, noise, control = self._skills
+        shape = (self._spec.n_agents, 2)
+        wanted = self._wanted(seen, vigour)
+        wanted = wanted + noise * _draw(self._episodes, lambda rng: rng.standard_normal(shape, np.float32))
+        return self._mix(wanted, control)
+
+    def _mix(self, wanted: FloatArray, control: FloatArray) -> ActionArray:
+        """Weigh the wanted actions (E, N, 2) by control (E, 1, 1) against uniform ones."""
+        shape = (self._spec.n_agents, 2)
+        stray = _draw(self._episodes, lambda rng: rng.random(shape, np.float32)) * 2 - 1
+        actions: ActionArray = np.clip(control * wanted + (1 - control) * stray, -1.0, 1.0)
+        return actions
+
+
+class Cover(Scripted):
     """Drive each agent to a landmark of its own, assigned by a permutation drawn per episode.
 
     The draw is uniform and shown to nobody, so a state has up to N! right joint actions and the
@@ -78,38 +118,23 @@ class Cover:
         has_velocity: bool,
         dead_zone: float = 0.0,
     ) -> None:
-        self._spec = spec
+        super().__init__(spec, quality)
         self._control = control
-        self._quality = quality
         self._has_velocity = has_velocity
         # Discrete only: a wanted push shorter than this is no push.
         self._dead_zone = dead_zone
-        self._episodes: list[Generator] = []
-        self._assignment: NDArray[np.int64] = np.zeros((0, spec.n_agents), np.int64)
-        # Of each episode: vigour, noise and control, (3, E, 1, 1).
-        self._skills: FloatArray = np.zeros((3, 0, 1, 1), np.float32)
 
-    def reset(self, seeds: Sequence[int]) -> None:
-        self._episodes = [_generator(seed) for seed in seeds]
-        self._assignment = _draw(self._episodes, lambda rng: rng.permutation(self._spec.n_agents))
-        skills = [self._quality(rng) for rng in self._episodes]
-        table = np.array([[s.vigour, s.noise, s.control] for s in skills], np.float32)
-        self._skills = table.T[:, :, None, None]
-
-    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
-        e, n = self._assignment.shape
+    def _wanted(self, seen: Seen, vigour: FloatArray) -> FloatArray:
+        e, n = self._plans.shape
         start = 4 if self._has_velocity else 2
+        obs = seen.obs
         landmarks = obs[:, :, start : start + 2 * n].reshape(e, n, n, 2)
-        targets = np.take_along_axis(landmarks, self._assignment[:, :, None, None], axis=2)[:, :, 0]
+        targets = np.take_along_axis(landmarks, self._plans[:, :, None, None], axis=2)[:, :, 0]
         velocity = obs[:, :, :2] if self._has_velocity else np.zeros_like(targets)
-        vigour, noise, control = self._skills
-        wanted = self._control(vigour * targets, velocity)
-        wanted += noise * _draw(self._episodes, lambda rng: rng.standard_normal((n, 2), np.float32))
-        if self._spec.discrete:
-            return self._push(wanted, control[:, :, 0])
-        stray = _draw(self._episodes, lambda rng: rng.random((n, 2), np.float32)) * 2 - 1
-        actions: ActionArray = np.clip(control * wanted + (1 - control) * stray, -1.0, 1.0)
-        return actions
+        return self._control(vigour * targets, velocity)
+
+    def _mix(self, wanted: FloatArray, control: FloatArray) -> ActionArray:
+        return self._push(wanted, control[:, :, 0]) if self._spec.discrete else super()._mix(wanted, control)
 
     def _push(self, wanted: FloatArray, control: FloatArray) -> ActionArray:
         """Choose among mpe2's [none, left, right, down, up] the push nearest to `wanted`."""
@@ -131,10 +156,10 @@ class JointChoice:
         self._actions: ActionArray = np.zeros((0, spec.n_agents), np.int64)
 
     def reset(self, seeds: Sequence[int]) -> None:
-        rows = [_generator(s).choice(len(self._joint), p=self._probabilities) for s in seeds]
+        rows = [episode_generator(s).choice(len(self._joint), p=self._probabilities) for s in seeds]
         self._actions = self._joint[rows]
 
-    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
+    def act(self, seen: Seen) -> ActionArray:
         return self._actions.copy()
 
 
@@ -149,10 +174,10 @@ class Agreement:
         self._signs: FloatArray = np.zeros((0, 1, 1), np.float32)
 
     def reset(self, seeds: Sequence[int]) -> None:
-        self._episodes = [_generator(seed) for seed in seeds]
+        self._episodes = [episode_generator(seed) for seed in seeds]
         self._signs = _draw(self._episodes, lambda rng: np.full((1, 1), 2 * rng.integers(2) - 1, np.float32))
 
-    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
+    def act(self, seen: Seen) -> ActionArray:
         noise = _draw(self._episodes, lambda rng: rng.standard_normal(self._shape, np.float32))
         actions: ActionArray = np.clip(self._signs * (self._mean + self._deviation * noise), -1.0, 1.0)
         return actions
@@ -173,7 +198,38 @@ def half_and_half(first: Skill, second: Skill) -> Quality:
     return lambda rng: first if rng.random() < 0.5 else second
 
 
-def _generator(seed: int) -> Generator:
+def customary(
+    play: Callable[[MultiAgentSpec, Quality], Actor],
+    skills: Callable[[MultiAgentSpec], tuple[Skill, Skill]],
+) -> Mapping[str, Behaviour]:
+    """Return the customary qualities of a script; `skills`: (medium, expert)."""
+
+    def playing(quality: Callable[[Skill, Skill], Quality]) -> Behaviour:
+        return lambda spec: play(spec, quality(*skills(spec)))
+
+    return MappingProxyType(
+        {
+            "expert": playing(lambda medium, expert: always(expert)),
+            "medium": playing(lambda medium, expert: always(medium)),
+            "medium-replay": playing(lambda medium, expert: replay_of(medium)),
+            "medium-expert": playing(half_and_half),
+            "random": Uniform,
+        }
+    )
+
+
+def covering(
+    skills: Callable[[MultiAgentSpec], tuple[Skill, Skill]],
+    control: Control,
+    has_velocity: bool,
+    dead_zone: float = 0.0,
+) -> Mapping[str, Behaviour]:
+    """Return the customary qualities of an environment with landmarks; `skills`: (medium, expert)."""
+    return customary(lambda spec, quality: Cover(spec, control, quality, has_velocity, dead_zone), skills)
+
+
+def episode_generator(seed: int) -> Generator:
+    """Return a behaviour's generator for the episode of `seed`, apart from the environment's."""
     return np.random.default_rng([_STREAM, seed])
 
 

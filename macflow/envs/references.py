@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from macflow.envs.base import BatchObs, BatchStep
+from macflow.envs.base import BatchStep
 from macflow.envs.registry import ENVIRONMENTS, full_kwargs, make_behaviour, make_env
-from macflow.types import MacflowError
+from macflow.types import BatchObs, MacflowError
 
 # Far from the seeds that datasets are recorded with.
 FIRST_SEED = 1_000_000
@@ -40,7 +40,7 @@ def team_returns(
             total = np.zeros(n_envs)
             finished = np.zeros(n_envs, np.bool_)
             while not finished.all():
-                step = env.step(actor.act(batch.obs, batch.legal_actions))
+                step = env.step(actor.act(batch))
                 total += step.rewards.mean(axis=1)
                 batch, finished = step, step.finished
             returns.append(total)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from macflow.envs.base import BatchObs, BatchStep, Frame
-from macflow.types import ActionArray, ConfigError, DataError, MacflowError, MultiAgentSpec
+from macflow.envs.base import BatchStep, Frame
+from macflow.types import ActionArray, BatchObs, ConfigError, DataError, MacflowError, MultiAgentSpec
 
 RESET, STEP, RENDER = b"r", b"s", b"f"
 _OK, _ERROR = b"+", b"!"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from macflow.types import Actor, BoolArray, DataError, Environment, FloatArray, Seen
+from macflow.types import Actor, BatchObs, BoolArray, DataError, Environment, Seen
 
 FRAME_MS = 100
 LAST_FRAME_MS = 1000
@@ -69,7 +69,7 @@ def _wave(env: Environment, actor: Actor, first_seed: int) -> RolloutResult:
     lengths = np.zeros(env.n_envs, np.int64)
     running = np.ones(env.n_envs, np.bool_)
     for _ in range(env.max_steps):
-        step = env.step(actor.act(seen.obs, seen.legal_actions))
+        step = env.step(actor.act(seen))
         returns += np.where(running, step.rewards.mean(axis=1, dtype=np.float64), 0.0)
         lengths += running
         running &= ~(step.terminated | step.truncated)
@@ -103,7 +103,7 @@ def _frames(env: Environment, actor: Actor, seed: int) -> list[NDArray[np.uint8]
     seen: Seen = env.reset(seeds)
     frames = [env.render(0)]
     for _ in range(env.max_steps):
-        step = env.step(actor.act(seen.obs, seen.legal_actions))
+        step = env.step(actor.act(seen))
         frames.append(env.render(0))
         if step.terminated[0] or step.truncated[0]:
             break
@@ -142,24 +142,23 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
 
 def latency_us(
     actor: Actor,
-    obs: FloatArray,
-    legal_actions: BoolArray | None,
+    seen: Seen,
     repeats: int = 300,
     warm_up: int = 30,
 ) -> Latency:
     """Measure the time per joint action, one environment at a time.
 
     Args:
-        obs: (M, N, O) raw observations, played in turn.
-        legal_actions: (M, N, A), discrete only.
+        seen: M situations, played in turn.
     """
     actor.reset([0])
     times = np.empty(repeats)
     for i in range(-warm_up, repeats):
-        row = slice(i % len(obs), i % len(obs) + 1)
-        legal = None if legal_actions is None else legal_actions[row]
+        row = slice(i % len(seen.obs), i % len(seen.obs) + 1)
+        legal = None if seen.legal_actions is None else seen.legal_actions[row]
+        one = BatchObs(seen.obs[row], seen.state[row], legal)
         started = time.perf_counter_ns()
-        actor.act(obs[row], legal)
+        actor.act(one)
         if i >= 0:
             times[i] = (time.perf_counter_ns() - started) / 1000
     p50, p95 = np.percentile(times, (50, 95))

@@ -28,7 +28,7 @@ from macflow.files import replace_directory, write_json
 from macflow.policy import load_policy
 from macflow.stages._common import run_stage
 from macflow.training.artifacts import load_flow
-from macflow.types import Actor, ConfigError, DataError, MultiAgentSpec
+from macflow.types import Actor, BatchObs, ConfigError, DataError, MultiAgentSpec
 
 # Times differ between identical runs, so DVC does not hash them.
 TIMINGS = Path("metrics/timings/evaluate.json")
@@ -60,13 +60,13 @@ def main(arguments: argparse.Namespace) -> None:
             print(f"evaluate: {name}: mean return {results[name].returns.mean():.2f}", flush=True)
 
     rows = dataset.train_rows[np.linspace(0, len(dataset.train_rows) - 1, LATENCY_ROWS).astype(int)]
-    obs = dataset.obs[rows].numpy()
     legal = None if dataset.legal_actions is None else dataset.legal_actions[rows].numpy()
+    seen = BatchObs(dataset.obs[rows].numpy(), dataset.state[rows].numpy(), legal)
     timings = {}
     # A batch of one gains nothing from more threads, and waits for them where cores are busy.
     torch.set_num_threads(1)
     for name in ("policy", "flow"):
-        latency = latency_us(actors[name], obs, legal)
+        latency = latency_us(actors[name], seen)
         timings[name] = {"latency_us_p50": round(latency.p50, 1), "latency_us_p95": round(latency.p95, 1)}
 
     with replace_directory(arguments.out) as folder:

@@ -90,7 +90,7 @@ def record_dataset(
             f"macflow/{env_id.replace('/', '-')}-{behaviour}-v0",
             recorded,
             env.spec,
-            {"id": env_id, "kwargs": kwargs, "version": ENVIRONMENTS[env_id].version},
+            {"id": env_id, "kwargs": kwargs, "version": ENVIRONMENTS[env_id].version()},
             {"name": behaviour, "seed": seed, "episodes": episodes},
         )
     return recorded

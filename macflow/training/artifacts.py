@@ -21,7 +21,7 @@ from macflow.files import read_json, write_json
 from macflow.nets.critic import MixedCritic, aggregate_ensemble
 from macflow.nets.velocity import VelocityField
 from macflow.policy import EpisodeNoise
-from macflow.types import ActionArray, BoolArray, DataError, FloatArray, MultiAgentSpec
+from macflow.types import ActionArray, DataError, MultiAgentSpec, Seen
 
 SCHEMA_VERSION = 1
 
@@ -55,10 +55,10 @@ class FlowActor:
         """Begin one episode per seed."""
         self.noise.reset(seeds)
 
-    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
+    def act(self, seen: Seen) -> ActionArray:
         """Map raw observations (E, N, O) to environment actions."""
-        normalised = self.flow.normalizer.normalize_obs(torch.from_numpy(np.asarray(obs, np.float32)))
-        legal = None if legal_actions is None else torch.from_numpy(legal_actions)
+        normalised = self.flow.normalizer.normalize_obs(torch.from_numpy(np.asarray(seen.obs, np.float32)))
+        legal = None if seen.legal_actions is None else torch.from_numpy(seen.legal_actions)
         return decode_actions(self.flow.spec, self.flow.sample(normalised, self.noise.draw(), legal))
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from macflow.envs.base import BatchedEnv, BatchObs, BatchStep
+from macflow.envs.base import BatchedEnv, BatchStep
 from macflow.envs.batched import LocalBatch, WorkerBatch
 from macflow.envs.registry import make_env, make_parallel
 from macflow.envs.wire import WorkerError
-from macflow.types import ConfigError, DataError
+from macflow.types import BatchObs, ConfigError, DataError
 
 SEEDS = (11, 12, 13, 14, 15)
 

@@ -14,9 +14,13 @@ from macflow.envs.registry import (
     normalized_return,
     reference_returns,
 )
-from macflow.types import MultiAgentSpec
+from macflow.types import BatchObs, BoolArray, FloatArray, MultiAgentSpec
 
 SPREAD = "mpe/spread"
+
+
+def seen(obs: FloatArray, legal: BoolArray | None = None) -> BatchObs:
+    return BatchObs(obs, obs.reshape(len(obs), -1), legal)
 
 
 def test_joint_behaviour_covers_all_assignments_evenly() -> None:
@@ -26,7 +30,7 @@ def test_joint_behaviour_covers_all_assignments_evenly() -> None:
     obs[:, :, 4:10] = landmarks.ravel()
     actor = make_behaviour(SPREAD, {}, "expert")
     actor.reset(range(600))
-    pushes = actor.act(obs, None)
+    pushes = actor.act(seen(obs))
     direction = (pushes[:, :, None, :] * landmarks).sum(axis=3)  # (episode, agent, landmark)
     targets = direction.argmax(axis=2)
     assert (np.sort(targets, axis=1) == np.arange(3)).all(), "two agents head for one landmark"
@@ -43,7 +47,7 @@ def test_assignment_stays_for_the_whole_episode() -> None:
     actor.reset(range(8))
     batch = env.reset(range(8))
     for _ in range(25):
-        step = env.step(actor.act(batch.obs, None))
+        step = env.step(actor.act(batch))
         batch = step
     ends = batch.obs[:, :, 4:10].reshape(8, 3, 3, 2)
     nearest = np.linalg.norm(ends, axis=3)
@@ -77,8 +81,10 @@ def test_actions_depend_on_the_seed_and_not_on_the_batch(env_id: str) -> None:
         spec = env.spec
         legal = None if obs.legal_actions is None else obs.legal_actions[2:3]
         for _ in range(3):
-            actions = together.act(obs.obs, obs.legal_actions)
-            np.testing.assert_array_equal(actions[2], alone.act(obs.obs[2:3], legal)[0])
+            actions = together.act(obs)
+            np.testing.assert_array_equal(
+                actions[2], alone.act(BatchObs(obs.obs[2:3], obs.state[2:3], legal))[0]
+            )
             if spec.discrete:
                 assert actions.dtype == np.int64
                 assert actions.shape == (4, spec.n_agents)
@@ -86,9 +92,9 @@ def test_actions_depend_on_the_seed_and_not_on_the_batch(env_id: str) -> None:
                 assert actions.dtype == np.float32
                 assert actions.shape == (4, spec.n_agents, spec.action_size)
                 assert np.abs(actions).max() <= 1
-        same_obs = np.repeat(obs.obs[:1], 64, axis=0)
         many_legal = None if legal is None else np.repeat(legal, 64, axis=0)
-        assert len(np.unique(other.act(same_obs, many_legal), axis=0)) > 1, f"{name} is always the same"
+        many = BatchObs(*(np.repeat(a[2:3], 64, axis=0) for a in (obs.obs, obs.state)), many_legal)
+        assert len(np.unique(other.act(many), axis=0)) > 1, f"{name} is always the same"
 
 
 def test_uniform_respects_the_mask_and_covers_it_evenly() -> None:
@@ -96,7 +102,7 @@ def test_uniform_respects_the_mask_and_covers_it_evenly() -> None:
     actor = Uniform(spec)
     actor.reset(range(4000))
     legal = np.tile(np.array([[True, False, True, True], [False, True, False, False]]), (4000, 1, 1))
-    actions = actor.act(np.zeros((4000, 2, 1), np.float32), legal)
+    actions = actor.act(seen(np.zeros((4000, 2, 1), np.float32), legal))
     assert set(actions[:, 1]) == {1}
     values, counts = np.unique(actions[:, 0], return_counts=True)
     assert values.tolist() == [0, 2, 3]
@@ -107,19 +113,19 @@ def test_payoff_and_table_behaviours_are_bimodal() -> None:
     env = make_env("game/payoff", {"n_agents": 3}, 400)
     actor = make_behaviour("game/payoff", {"n_agents": 3}, "mixed")
     actor.reset(range(400))
-    signs = np.sign(actor.act(env.reset(range(400)).obs, None)[:, :, 0])
+    signs = np.sign(actor.act(env.reset(range(400)))[:, :, 0])
     assert (signs == signs[:, :1]).all(), "agents disagree"
     assert 150 < (signs[:, 0] > 0).sum() < 250
 
     actor = make_behaviour("game/xor", {}, "mixed")
     actor.reset(range(400))
-    actions = actor.act(np.zeros((400, 2, 2), np.float32), None)
+    actions = actor.act(seen(np.zeros((400, 2, 2), np.float32)))
     assert (actions.sum(axis=1) == 1).all()
     assert 150 < (actions[:, 0] == 0).sum() < 250
 
     actor = make_behaviour("game/rare-optimum", {}, "mostly-suboptimal")
     actor.reset(range(4000))
-    actions = actor.act(np.zeros((4000, 2, 2), np.float32), None)
+    actions = actor.act(seen(np.zeros((4000, 2, 2), np.float32)))
     assert not (actions.sum(axis=1) == 0).any()
     assert 80 < (actions.sum(axis=1) == 2).sum() < 160  # 3 % of 4000, standard deviation 11
 

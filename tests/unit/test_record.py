@@ -18,7 +18,7 @@ from macflow.data.minari_store import read_minari
 from macflow.data.record import record_episodes
 from macflow.envs.registry import make_behaviour, make_env
 from macflow.files import digest
-from macflow.types import ActionArray, BoolArray, DataError, FloatArray
+from macflow.types import ActionArray, BoolArray, DataError, FloatArray, Seen
 
 FIELDS = ("obs", "state", "actions", "rewards", "terminated", "truncated", "legal_actions")
 
@@ -117,7 +117,7 @@ class Still:
     def reset(self, seeds: Sequence[int]) -> None:
         self.n = len(seeds)
 
-    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
+    def act(self, seen: Seen) -> ActionArray:
         return np.zeros((self.n, 1, 1), np.float32)
 
 

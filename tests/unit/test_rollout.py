@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from macflow.evaluation.rollout import MAX_FRAMES, latency_us, record_gif, rollout
-from macflow.types import ActionArray, BoolArray, DataError, FloatArray
+from macflow.types import ActionArray, BatchObs, BoolArray, DataError, FloatArray, Seen
 
 N = 2
 
@@ -70,7 +70,7 @@ class Noisy:
     def reset(self, seeds: Sequence[int]) -> None:
         self.streams = [np.random.default_rng(seed) for seed in seeds]
 
-    def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
+    def act(self, seen: Seen) -> ActionArray:
         return np.stack([stream.normal(size=(N, 1)) for stream in self.streams])
 
 
@@ -165,14 +165,17 @@ def test_gif_of_a_long_noisy_episode_is_thinned_and_small(tmp_path: Path) -> Non
 
 def test_latency_is_that_of_one_environment_at_a_time() -> None:
     class Slow(Noisy):
-        def act(self, obs: FloatArray, legal_actions: BoolArray | None) -> ActionArray:
-            assert len(obs) == 1
-            assert legal_actions is not None
-            assert legal_actions.shape == (1, N, 4)
+        def act(self, seen: Seen) -> ActionArray:
+            assert len(seen.obs) == 1
+            assert seen.legal_actions is not None
+            assert seen.legal_actions.shape == (1, N, 4)
             time.sleep(0.002)
-            return super().act(obs, legal_actions)
+            return super().act(seen)
 
     found = latency_us(
-        Slow(), np.zeros((3, N, 1), np.float32), np.ones((3, N, 4), np.bool_), repeats=20, warm_up=2
+        Slow(),
+        BatchObs(np.zeros((3, N, 1), np.float32), np.zeros((3, 1), np.float32), np.ones((3, N, 4), np.bool_)),
+        repeats=20,
+        warm_up=2,
     )
     assert 2000 <= found.p50 <= found.p95

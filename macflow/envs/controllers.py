@@ -1,0 +1,84 @@
+"""Trained controllers to record: one net that sees the whole state and moves all agents.
+
+Their weights lie in `controllers/ENVIRONMENT/LEVEL.safetensors` beside this module, a few tens of kilobytes
+each; `tools/train_controller.py` made them, and docs/datasets.md says how good they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+from safetensors.numpy import load_file
+
+from macflow.envs.behaviours import episode_generator
+from macflow.types import ActionArray, DataError, FloatArray, MultiAgentSpec, Seen
+
+FOLDER = Path(__file__).parent / "controllers"
+
+
+@dataclass(frozen=True)
+class Level:
+    """One snapshot of a training, and the exploration it is played with."""
+
+    # Name of the weights' file.
+    weights: str
+    # Standard deviation of the Gaussian noise on each action dimension.
+    noise: float
+
+
+class Controller:
+    """Play each episode with one of several levels, drawn evenly from the episode's own seed."""
+
+    def __init__(self, spec: MultiAgentSpec, environment: str, levels: Sequence[Level]) -> None:
+        self._spec = spec
+        self._levels = levels
+        self._nets = [_load(FOLDER / environment / f"{level.weights}.safetensors", spec) for level in levels]
+        self._episodes: list[Generator] = []
+        self._chosen: list[int] = []
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self._episodes = [episode_generator(seed) for seed in seeds]
+        self._chosen = [int(rng.integers(len(self._levels))) for rng in self._episodes]
+
+    def act(self, seen: Seen) -> ActionArray:
+        n, size = self._spec.n_agents, self._spec.action_size
+        actions = np.empty((len(self._episodes), n, size), np.float32)
+        # One episode at a time: a product of matrices rounds differently for another number of rows, and
+        # a robot's motion soon shows it.
+        for row, (rng, level, state) in enumerate(
+            zip(self._episodes, self._chosen, seen.state, strict=True)
+        ):
+            mean = _forward(self._nets[level], state).reshape(n, size)
+            noise = self._levels[level].noise * rng.standard_normal((n, size), np.float32)
+            actions[row] = np.clip(mean + noise, -1.0, 1.0)
+        return actions
+
+
+Layers = list[tuple[FloatArray, FloatArray]]
+
+
+def _load(file: Path, spec: MultiAgentSpec) -> Layers:
+    """Read the layers w0, b0, w1, b1, ... of a controller."""
+    if not file.is_file():
+        raise DataError(f"{file}: file not found; tools/train_controller.py makes it")
+    arrays = load_file(file)
+    layers = [(arrays[f"w{index}"], arrays[f"b{index}"]) for index in range(len(arrays) // 2)]
+    sizes = (layers[0][0].shape[0], layers[-1][0].shape[1])
+    wanted = (spec.state_size, spec.n_agents * spec.action_size)
+    if sizes != wanted:
+        raise DataError(f"{file}: maps {sizes[0]} to {sizes[1]} numbers, the environment needs {wanted}")
+    return layers
+
+
+def _forward(layers: Layers, state: FloatArray) -> FloatArray:
+    """Return the mean action: hidden layers with ReLU, hyperbolic tangent at the end."""
+    x = state
+    for weight, bias in layers[:-1]:
+        x = np.maximum(x @ weight + bias, 0.0)
+    weight, bias = layers[-1]
+    mean: FloatArray = np.tanh(x @ weight + bias)
+    return mean

@@ -1,0 +1,94 @@
+"""Particle worlds of the `mpe2` package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from macflow.envs.base import JointEnv
+from macflow.envs.behaviours import Control, Skill, covering
+from macflow.envs.entry import (
+    AgentCount,
+    EnvEntry,
+    Fraction,
+    Kwargs,
+    Reference,
+    StepLimit,
+    measured,
+    versions,
+)
+from macflow.types import FloatArray
+
+
+class SpreadKwargs(Kwargs):
+    n_agents: AgentCount = 3
+    max_cycles: StepLimit = 25
+    # Share of the collision penalty in the reward, against the distance to the landmarks.
+    local_ratio: Fraction = 0.5
+
+
+# mpe2's world (core.py, simple_env.py): positions advance by DT times the velocity; of the
+# velocity a share DAMPING is lost per step, and a unit force adds PUSH.
+_DT, _DAMPING, _PUSH = 0.1, 0.25, 0.5
+
+
+def _towards(gain: float) -> Control:
+    """Steer so that the position after the next is `gain` of the way to the target, and then stop."""
+
+    def control(targets: FloatArray, velocity: FloatArray) -> FloatArray:
+        next_velocity = gain * (targets / _DT - velocity)
+        return np.clip((next_velocity - (1 - _DAMPING) * velocity) / _PUSH, -1.0, 1.0)
+
+    return control
+
+
+_SPREAD_EXPERT = Skill(vigour=1.0, noise=0.05)
+_SPREAD_MEDIUM = Skill(vigour=0.16, noise=0.4)
+
+
+def _spread(continuous: bool) -> Callable[[SpreadKwargs], JointEnv]:
+    def make(kwargs: SpreadKwargs) -> JointEnv:
+        # Imported late: pygame, which mpe2 brings, is not needed to play the games.
+        from macflow.envs.spread import Spread
+
+        return Spread(**kwargs.model_dump(), continuous=continuous)
+
+    return make
+
+
+def _by_agents(env_id: str, returns: Mapping[int, tuple[float, float]]) -> Mapping[str, Reference]:
+    defaults = SpreadKwargs().model_dump()
+    found: dict[str, Reference] = {}
+    for n_agents, (random, expert) in returns.items():
+        found |= measured(env_id, {"n_agents": n_agents}, random, expert, **defaults)
+    return found
+
+
+ENTRIES: Mapping[str, EnvEntry] = MappingProxyType(
+    {
+        "mpe/spread": EnvEntry(
+            description="N agents push themselves (2-D force) to cover N landmarks without colliding (mpe2)",
+            kwargs=SpreadKwargs,
+            make=_spread(continuous=True),
+            action_kind="continuous",
+            version=versions("mpe2"),
+            behaviours=covering(
+                lambda spec: (_SPREAD_MEDIUM, _SPREAD_EXPERT), _towards(0.7), has_velocity=True
+            ),
+            references=_by_agents("mpe/spread", {3: (-26.345, -8.298), 5: (-34.632, -13.98)}),
+        ),
+        "mpe/spread-discrete": EnvEntry(
+            description="the same with five actions: none, left, right, down, up (mpe2)",
+            kwargs=SpreadKwargs,
+            make=_spread(continuous=False),
+            action_kind="discrete",
+            version=versions("mpe2"),
+            behaviours=covering(
+                lambda spec: (_SPREAD_MEDIUM, _SPREAD_EXPERT), _towards(0.4), has_velocity=True, dead_zone=0.3
+            ),
+            references=_by_agents("mpe/spread-discrete", {3: (-26.691, -11.629), 5: (-35.061, -18.787)}),
+        ),
+    }
+)
