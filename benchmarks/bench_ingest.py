@@ -27,7 +27,6 @@ from macflow.types import MultiAgentSpec
 AGENTS, OBS, ACTION, STATE = 3, 18, 2, 54
 SAMPLE_SECONDS = 0.1
 PARAMS = """
-env: {id: synthetic, kwargs: {}}
 prepare:
   raw: data/raw
   max_abs_reward: 1.0e+6

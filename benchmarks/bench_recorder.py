@@ -22,8 +22,8 @@ from mpe2 import simple_spread_v3
 from macflow.data.episode import Episode
 from macflow.data.minari_store import write_minari
 from macflow.data.record import record_episodes
+from macflow.envs.particle import five_way
 from macflow.envs.registry import make_behaviour, make_env, make_parallel
-from macflow.envs.spread import five_way
 
 ENV_ID, BEHAVIOUR, EPISODES, N_ENVS, ROUNDS = "mpe/spread", "medium", 128, 64, 5
 LIMIT_US = 200.0

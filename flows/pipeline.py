@@ -6,7 +6,11 @@ Prefect owns when and where; DVC owns what is up to date. The flow holds no list
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,12 @@ from prefect.states import Completed, Failed
 from flows.dvc_process import begin_run, stop_all
 from flows.dvc_stage import repro, save_experiment
 from flows.plan import PlannedStage, read_plan, select
-from flows.tied import end_with_parent
+from flows.tied import TIED_PID
 
-# Between the end of the stages of a run that is told to stop and the end of its process, at most.
+# Between a run's being told to stop and the end of its process, at most.
 FAREWELL_SECONDS = 20.0
+# Between two looks whether the worker is still there.
+WATCH_SECONDS = 0.5
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -35,14 +41,15 @@ def pipeline(force: bool = False, targets: list[str] | None = None, save: bool =
         targets: stages to bring up to date with all that they need; all stages if left out.
         save: keep the result as a DVC experiment named after this run.
     """
-    _end_with_worker()
     try:
+        end_with_worker()
         return _run(force, targets, save)
     except Exception:
         raise
     except BaseException:  # cancelled, ended by SIGTERM or Ctrl-C: none of these is an `Exception`
-        stop_all()
         _bound_farewell()
+        with _undisturbed():
+            stop_all()
         raise
 
 
@@ -93,6 +100,25 @@ def _conclude(stages: list[PlannedStage], futures: dict[str, PrefectFuture[Any]]
     return Completed(message=done)
 
 
+def end_with_worker() -> None:
+    """End with the worker that started this process, however it ends, even if it already has.
+
+    A run that outlives its worker is reported by nobody and holds the deployment's only slot. A thread and
+    not PR_SET_PDEATHSIG: Linux sends that signal for each thread of a killed worker, and the second one
+    would interrupt what the first one began.
+    """
+    if _started_by_worker():
+        worker = int(os.environ.get(TIED_PID, os.getppid()))
+        threading.Thread(target=_watch, args=(worker,), name="worker-watch", daemon=True).start()
+
+
+def _watch(worker: int) -> None:
+    while os.getppid() == worker:
+        time.sleep(WATCH_SECONDS)
+    _bound_farewell()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _bound_farewell() -> None:
     """End this process soon: without a server Prefect would try to report the run's end for minutes."""
     if _started_by_worker():
@@ -101,13 +127,17 @@ def _bound_farewell() -> None:
         timer.start()
 
 
-def _end_with_worker() -> None:
-    """End with the worker that started this process, even where the worker is killed.
-
-    A run that outlives its worker is reported by nobody and holds the deployment's only slot.
-    """
-    if _started_by_worker():
-        end_with_parent(os.getppid())
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM meanwhile: a second one must not leave children behind."""
+    # Other threads are not interrupted by signals, nor may they say what becomes of them.
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {x: signal.signal(x, signal.SIG_IGN) for x in (signal.SIGINT, signal.SIGTERM) if main}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _started_by_worker() -> bool:

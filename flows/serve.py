@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A new database takes about 20 s on two slow cores.
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
-# A worker that ends sooner than this after its start would only do so again.
+# A worker that ends by itself sooner than this after its start would only do so again.
 WORKER_SECONDS = 10.0
 # What a run needs to notice the end of its worker, to end its stages and to report.
 LAST_WORDS_SECONDS = 20.0
@@ -104,7 +104,8 @@ def _serve(children: list[subprocess.Popen[bytes]]) -> None:
         started = time.monotonic()
         while server.poll() is None:
             if children[-1].poll() is not None:
-                if time.monotonic() - started < WORKER_SECONDS:
+                killed = children[-1].returncode == -signal.SIGKILL
+                if not killed and time.monotonic() - started < WORKER_SECONDS:
                     raise ServeError(f"the worker ended by itself; see {worker_log.name}")
                 print("the worker ended; starting another", flush=True)
                 children.pop()

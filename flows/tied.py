@@ -14,6 +14,8 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
+# Tells a tied process and what it starts the id of that process, which stays true after its end.
+TIED_PID = "MACFLOW_TIED_PID"
 
 
 def end_with_parent(parent: int) -> None:
@@ -32,6 +34,9 @@ def command(*arguments: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    # A starter that ignores SIGTERM hands that down, and the request would then do nothing.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent(int(sys.argv[1]))
+    os.environ[TIED_PID] = str(os.getpid())
     # The request survives the exec, and the process keeps the id that its starter knows.
     os.execv(sys.executable, [sys.executable, *sys.argv[2:]])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from macflow.types import ConfigError
 
@@ -24,21 +24,23 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
 
-class EnvParams(Section):
-    id: str
-    # Passed to the environment's constructor; the registry entry checks names and values.
-    kwargs: dict[str, Any]
+class DatasetName(RootModel[Annotated[str, Field(min_length=1)]]):
+    """What to train on, by its name in `macflow.catalogue`."""
+
+    model_config = ConfigDict(frozen=True)
 
 
 class RecordParams(Section):
-    # Name of a behaviour registered with the environment.
-    behaviour: str
-    episodes: Positive
+    # Passed to the environment's constructor; the registry entry checks names and values.
+    kwargs: dict[str, Any]
+    # null: as many as the catalogue says.
+    episodes: Positive | None
     seed: Natural
 
 
 class PrepareParams(Section):
-    # Folder of the Minari dataset to ingest: the record stage's output, or one of your own.
+    # Folder of the Minari dataset to ingest: the record stage's output, or one of your own, which
+    # takes the place of the dataset that `dataset` names.
     raw: str
     # Largest |reward| and |observation| that is believed.
     max_abs_reward: PositiveFloat
@@ -140,7 +142,9 @@ class ReportParams(Section):
 
 
 class Params(Section):
-    env: EnvParams
+    """All of `params.yaml`."""
+
+    dataset: DatasetName
     record: RecordParams
     prepare: PrepareParams
     describe: DescribeParams
@@ -154,10 +158,10 @@ class Params(Section):
     report: ReportParams
 
 
-SectionT = TypeVar("SectionT", bound=Section)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def load_section(path: Path, name: str, kind: type[SectionT]) -> SectionT:
+def load_section(path: Path, name: str, kind: type[ModelT]) -> ModelT:
     """Read and validate section `name` of a params file.
 
     Raises:
@@ -171,11 +175,20 @@ def load_section(path: Path, name: str, kind: type[SectionT]) -> SectionT:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict) or name not in raw:
         raise ConfigError(f"{path}: section `{name}` is missing")
+    return _validated(path, raw[name], kind, name)
+
+
+def check_params(path: Path, raw: Any) -> Params:
+    """Validate what is to become the params file `path`; raises as `load_section` does."""
+    return _validated(path, raw, Params)
+
+
+def _validated(path: Path, raw: Any, kind: type[ModelT], *names: str) -> ModelT:
     try:
-        return kind.model_validate(raw[name])
+        return kind.model_validate(raw)
     except ValidationError as error:
         problems = "; ".join(
-            f"`{'.'.join([name, *map(str, e['loc'])])}`: {e['msg']} (received {e['input']!r})"
+            f"`{'.'.join([*names, *map(str, e['loc'])])}`: {e['msg']} (received {e['input']!r})"
             for e in error.errors()
         )
         raise ConfigError(f"{path}: {problems}") from None

@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw
 from macflow.files import digest, write_json
 
 AGENTS = [f"agent_{i}" for i in range(3)]
-PARAMS: dict[str, dict[str, Any]] = {
-    "env": {"id": "mpe/spread", "kwargs": {"n_agents": 3}},
-    "record": {"behaviour": "medium", "episodes": 2000, "seed": 0},
+DATASET = "mpe-spread/medium"
+PARAM_SECTIONS: dict[str, dict[str, Any]] = {
+    "record": {"kwargs": {"n_agents": 3}, "episodes": 2000, "seed": 0},
     "prepare": {"raw": "data/raw", "max_abs_reward": 1.0e6, "max_abs_observation": 1.0e6},
     "describe": {"state_cells": 256, "action_bins": 5, "seed": 0},
     "training": {"seed": 0, "threads": 2, "device": "cpu", "checkpoint_every": 1000, "log_every": 100},
@@ -29,6 +29,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "diagnose": {"states": 64, "samples": 128, "seed": 0, "factorisation_ratio": 0.5},
     "report": {"title": "MAC-Flow on MPE spread"},
 }
+PARAMS: dict[str, Any] = {"dataset": DATASET, **PARAM_SECTIONS}
 EXPECTATIONS = {
     "rows_in_order": "rows of an episode follow each other without a gap",
     "end_flags": "Every episode ends with exactly one end flag, at its last step",
@@ -124,7 +125,7 @@ def _validation(root: Path) -> None:
     expectations = [{"name": name, "meaning": meaning} | checked for name, meaning in EXPECTATIONS.items()]
     write_json(
         root / "reports/validation/validation.json",
-        {"success": True, "dataset": "mpe/spread/medium-v0", "expectations": expectations},
+        {"success": True, "dataset": f"{DATASET}-v0", "expectations": expectations},
     )
 
 
@@ -277,7 +278,7 @@ def _joint_actions(root: Path, rng: np.random.Generator) -> None:
 def _artifacts(root: Path, rng: np.random.Generator) -> None:
     source = {
         "kind": "recorded",
-        "dataset_id": "mpe/spread/medium-v0",
+        "dataset_id": f"{DATASET}-v0",
         "behaviour": {"name": "medium", "seed": 0},
     }
     env = {"id": "mpe/spread", "kwargs": {"n_agents": 3}, "version": "mpe2 1.1.1"}
@@ -287,7 +288,7 @@ def _artifacts(root: Path, rng: np.random.Generator) -> None:
     }  # fmt: skip
     _artifact(root, "data/raw", (), rng)
     facts = {"source": source, "env": env, "spec": spec}
-    _artifact(root, "data/prepared", ("data/raw",), rng, ("env", "prepare"), facts)
+    _artifact(root, "data/prepared", ("data/raw",), rng, ("prepare",), facts)
     _artifact(root, "models/flow", ("data/prepared",), rng, ("training", "flow"))
     _artifact(root, "models/teacher", ("data/prepared", "models/flow"), rng, ("training", "teacher"))
     _artifact(root, "models/critic", ("data/prepared", "models/teacher"), rng, ("training", "critic"))

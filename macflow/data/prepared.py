@@ -39,8 +39,6 @@ class PreparedDataset:
     """Hold a prepared dataset in memory, in raw units; row t + 1 follows row t where t is a train row."""
 
     spec: MultiAgentSpec
-    env_id: str
-    env_kwargs: dict[str, Any]
     meta: dict[str, Any]  # all of dataset.json
     obs: torch.Tensor  # (R, N, O) float32
     state: torch.Tensor  # (R, S) float32
@@ -53,6 +51,12 @@ class PreparedDataset:
     returns: NDArray[np.float64]  # (E,) undiscounted; team reward is the agents' mean
 
     @property
+    def env(self) -> dict[str, Any] | None:
+        """Return id, kwargs and version of the environment that the data come from, None if unknown."""
+        recorded: dict[str, Any] | None = self.meta["env"]
+        return recorded
+
+    @property
     def normalizer(self) -> Normalizer:
         """Return the normaliser fitted on the train rows."""
         return Normalizer.from_dict(self.meta["normalizer"])
@@ -63,15 +67,16 @@ def write_prepared(
     rows: EpisodeRows,
     spec: MultiAgentSpec,
     *,
-    env: Mapping[str, Any],
+    env: Mapping[str, Any] | None,
     source: Mapping[str, Any],
     made_from: Mapping[str, str],
     params: Mapping[str, Any],
 ) -> None:
     """Replace the folder `path` by the canonical form of `rows`; equal arguments give equal bytes.
 
-    `env` is {"id", "kwargs", "version"}. `source` tells where the rows come from, `made_from` maps
-    input paths to their digests and `params` the sections that were used: all kept as they are.
+    `env` is {"id", "kwargs", "version"}, or None where nobody knows. `source` tells where the rows come
+    from, `made_from` maps input paths to their digests and `params` the sections that were used: all kept
+    as they are.
     """
     normalizer = Normalizer.fit(rows.obs, rows.state, rows.rewards, rows.train_rows)
     returns = rows.team_returns
@@ -95,7 +100,7 @@ def write_prepared(
             {
                 "schema_version": SCHEMA_VERSION,
                 "source": dict(source),
-                "env": dict(env),
+                "env": None if env is None else dict(env),
                 "spec": spec.to_dict(),
                 "normalizer": normalizer.to_dict(),
                 "counts": {
@@ -130,8 +135,6 @@ def load_prepared(path: Path) -> PreparedDataset:
     table = _read_episodes(path, meta, tensors["train_rows"].numpy())
     return PreparedDataset(
         spec=spec,
-        env_id=meta["env"]["id"],
-        env_kwargs=meta["env"]["kwargs"],
         meta=meta,
         obs=tensors["obs"],
         state=tensors["state"],
@@ -173,11 +176,14 @@ def read_dataset_json(path: Path) -> tuple[dict[str, Any], MultiAgentSpec]:
             f"{file}: `schema_version` must be {SCHEMA_VERSION}, received {meta.get('schema_version')!r}; "
             "run the prepare stage again"
         )
-    for name in ("source", "env", "spec", "normalizer", "counts", "returns", "made_from", "params"):
+    for name in ("source", "spec", "normalizer", "counts", "returns", "made_from", "params"):
         if not isinstance(meta.get(name), dict):
             raise DataError(f"{file}: `{name}` must be an object, received {meta.get(name)!r}")
-    if not isinstance(meta["env"].get("id"), str) or not isinstance(meta["env"].get("kwargs"), dict):
-        raise DataError(f"{file}: `env` must hold `id` and `kwargs`, received {meta['env']!r}")
+    env = meta.get("env", {})
+    if env is not None and not (
+        isinstance(env, dict) and isinstance(env.get("id"), str) and isinstance(env.get("kwargs"), dict)
+    ):
+        raise DataError(f"{file}: `env` must be null or hold `id` and `kwargs`, received {env!r}")
     Normalizer.from_dict(meta["normalizer"])
     return meta, MultiAgentSpec.from_dict(meta["spec"])
 

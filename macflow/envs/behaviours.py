@@ -57,7 +57,7 @@ class Uniform:
             return _pick(draws, seen.legal_actions, (len(draws), spec.n_agents, spec.action_size))
         low, high = np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32)
         shape = (spec.n_agents, spec.action_size)
-        actions: ActionArray = low + (high - low) * draw(
+        actions: ActionArray = low + (high - low) * _draw(
             self._episodes, lambda rng: rng.random(shape, np.float32)
         )
         return actions

@@ -10,11 +10,14 @@ from pydantic import ValidationError
 
 from macflow.envs.base import BatchedEnv, JointEnv, spec_of
 from macflow.envs.batched import LocalBatch, WorkerBatch
-from macflow.envs.entries import games, mamujoco, mpe
+from macflow.envs.entries import games, mamujoco, mpe, smac, smax
 from macflow.envs.entry import EnvEntry, Kwargs, Reference, kwargs_key
+from macflow.envs.parallel import ParallelView
 from macflow.types import Actor, ConfigError, MultiAgentSpec
 
-ENVIRONMENTS: Mapping[str, EnvEntry] = MappingProxyType({**mpe.ENTRIES, **games.ENTRIES, **mamujoco.ENTRIES})
+ENVIRONMENTS: Mapping[str, EnvEntry] = MappingProxyType(
+    {**mpe.ENTRIES, **games.ENTRIES, **mamujoco.ENTRIES, **smax.ENTRIES, **smac.ENTRIES}
+)
 
 
 def make_parallel(env_id: str, kwargs: Mapping[str, Any]) -> JointEnv:
@@ -24,9 +27,9 @@ def make_parallel(env_id: str, kwargs: Mapping[str, Any]) -> JointEnv:
         ConfigError: on an unknown id or keyword, a value that breaks its rule, or what is not installed.
     """
     entry, checked = _ready(env_id, kwargs)
-    if entry.make is None:
-        raise ConfigError(f"{env_id} is stepped in batches only; use make_env")
-    return entry.make(checked)
+    if entry.make is not None:
+        return entry.make(checked)
+    return ParallelView(make_env(env_id, kwargs, 1))
 
 
 def make_env(env_id: str, kwargs: Mapping[str, Any], n_envs: int, workers: int = 1) -> BatchedEnv:
@@ -69,9 +72,7 @@ def make_behaviour(env_id: str, kwargs: Mapping[str, Any], name: str) -> Actor:
     behaviours = _entry(env_id).behaviours
     _validated(env_id, _entry(env_id), kwargs)
     if name not in behaviours:
-        raise ConfigError(
-            f"`record.behaviour`: one of {', '.join(behaviours)} for {env_id} (received {name!r})"
-        )
+        raise ConfigError(f"`behaviour`: one of {', '.join(behaviours)} for {env_id} (received {name!r})")
     return behaviours[name](env_spec(env_id, kwargs))
 
 
@@ -105,7 +106,7 @@ def _ready(env_id: str, kwargs: Mapping[str, Any]) -> tuple[EnvEntry, Kwargs]:
 
 def _entry(env_id: str) -> EnvEntry:
     if env_id not in ENVIRONMENTS:
-        raise ConfigError(f"`env.id`: one of {', '.join(ENVIRONMENTS)} (received {env_id!r})")
+        raise ConfigError(f"`env`: one of {', '.join(ENVIRONMENTS)} (received {env_id!r})")
     return ENVIRONMENTS[env_id]
 
 
@@ -113,12 +114,12 @@ def _validated(env_id: str, entry: EnvEntry, kwargs: Mapping[str, Any]) -> Kwarg
     unknown = sorted(set(kwargs) - set(entry.kwargs.model_fields))
     if unknown:
         allowed = ", ".join(entry.kwargs.model_fields) or "no keyword"
-        raise ConfigError(f"`env.kwargs`: {env_id} takes {allowed} (received {', '.join(unknown)})")
+        raise ConfigError(f"`kwargs`: {env_id} takes {allowed} (received {', '.join(unknown)})")
     try:
         return entry.kwargs.model_validate(dict(kwargs))
     except ValidationError as error:
         problems = "; ".join(
-            f"`env.kwargs.{'.'.join(map(str, e['loc']))}`: {e['msg']} (received {e['input']!r})"
+            f"`kwargs.{'.'.join(map(str, e['loc']))}`: {e['msg']} (received {e['input']!r})"
             for e in error.errors()
         )
         raise ConfigError(f"{env_id}: {problems}") from None

@@ -207,6 +207,8 @@ class Inputs:
 class Content:
     """All facts of one run of the pipeline. Tables are rows in file order."""
 
+    # What params.yaml asks for; the data may be others, named by `prepare.raw`.
+    dataset_name: str
     params: Mapping[str, Mapping[str, Any]]
     dataset: Dataset
     description: Description
@@ -244,12 +246,13 @@ def read_content(inputs: Inputs) -> Content:
         DataError: a file is missing or a field breaks its rule; the message names both.
         ConfigError: the params file is missing or malformed.
     """
-    params = read_params(inputs.params)
+    dataset_name, params = read_params(inputs.params)
     metrics, plots = inputs.metrics, inputs.plots
     dataset = inputs.data / "dataset.json"
     manifests = [dataset, *(inputs.models / name / f"{name}.json" for name in MODELS)]
     bins = ("bin_left", "bin_right", "count")
     return Content(
+        dataset_name=dataset_name,
         params=params,
         dataset=_read(dataset, Dataset),
         description=_read(metrics / "describe.json", Description),
@@ -279,17 +282,22 @@ def read_content(inputs: Inputs) -> Content:
     )
 
 
-def read_params(path: Path) -> dict[str, dict[str, Any]]:
-    """Read all sections of a params file, in its order."""
+def read_params(path: Path) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Read a params file: the dataset's name, and all sections in their order."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: file not found") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict) or not all(isinstance(section, dict) for section in raw.values()):
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must hold sections (received {raw!r})")
+    sections = {name: value for name, value in raw.items() if name != "dataset"}
+    if not all(isinstance(section, dict) for section in sections.values()):
         raise ConfigError(f"{path}: every section must map names to values")
-    return raw
+    if not isinstance(raw.get("dataset"), str):
+        raise ConfigError(f"{path}: `dataset`: must be a name (received {raw.get('dataset')!r})")
+    return raw["dataset"], sections
 
 
 def read_table(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from macflow.config import EnvParams, EvaluateParams, TrainingParams, load_section
+from macflow.config import EvaluateParams, TrainingParams, load_section
 from macflow.data.prepared import PreparedDataset, load_prepared
 from macflow.envs.registry import (
     ENVIRONMENTS,
@@ -35,9 +36,16 @@ TIMINGS = Path("metrics/timings/evaluate.json")
 LATENCY_ROWS = 64
 
 
+@dataclass(frozen=True)
+class Arena:
+    """Where the episodes are played: the environment that the data come from."""
+
+    id: str
+    kwargs: Mapping[str, Any]
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Play episodes with the one-step policy, the joint flow, the recorded behaviour and at random."""
-    env_params = load_section(arguments.params, "env", EnvParams)
     params = load_section(arguments.params, "evaluate", EvaluateParams)
     if params.episodes < 2:
         raise ConfigError(
@@ -47,14 +55,15 @@ def main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(load_section(arguments.params, "training", TrainingParams).threads)
     torch.set_flush_denormal(True)
     dataset = load_prepared(arguments.data)
+    arena = _arena(arguments.data, dataset)
     policy, flow = load_policy(arguments.policy), load_flow(arguments.flow)
     actors: dict[str, Actor] = {"policy": policy.actor(), "flow": flow.actor()}
-    actors |= _scripted(dataset, env_params)
+    actors |= _scripted(dataset, arena)
     n_envs = min(params.n_envs, params.episodes)
     results: dict[str, RolloutResult] = {}
-    with closing(make_env(env_params.id, env_params.kwargs, n_envs, params.workers)) as env:
+    with closing(make_env(arena.id, arena.kwargs, n_envs, params.workers)) as env:
         for name, spec in (("policy", policy.spec), ("flow", flow.spec), ("dataset", dataset.spec)):
-            _check_spec(env_params, env.spec, name, spec)
+            _check_spec(arena, env.spec, name, spec)
         for name, actor in actors.items():
             results[name] = rollout(env, actor, params.episodes, params.seed)
             print(f"evaluate: {name}: mean return {results[name].returns.mean():.2f}", flush=True)
@@ -70,41 +79,52 @@ def main(arguments: argparse.Namespace) -> None:
         timings[name] = {"latency_us_p50": round(latency.p50, 1), "latency_us_p95": round(latency.p95, 1)}
 
     with replace_directory(arguments.out) as folder:
-        with closing(make_env(env_params.id, env_params.kwargs, 1)) as env:
+        with closing(make_env(arena.id, arena.kwargs, 1)) as env:
             record_gif(env, actors["policy"], params.seed, folder / "episode.gif")
         _returns_table(results).write_csv(folder / "returns.csv")
-        reference = reference_returns(env_params.id, env_params.kwargs)
+        reference = reference_returns(arena.id, arena.kwargs)
         write_json(
             folder / "texts.json", {} if reference is None else {"reference": {"how": reference["how"]}}
         )
     write_json(TIMINGS, timings)
-    write_json(arguments.metrics, _metrics(env_params, params, dataset, results))
+    write_json(arguments.metrics, _metrics(arena, params, dataset, results))
 
 
-def _scripted(dataset: PreparedDataset, env: EnvParams) -> dict[str, Actor]:
+def _arena(path: Path, dataset: PreparedDataset) -> Arena:
+    if dataset.env is None:
+        raise DataError(
+            f"{path}: the data name no environment to play in; name it when they are imported, "
+            "`macflow dataset import ... --env ID` (`macflow envs` lists them)"
+        )
+    return Arena(dataset.env["id"], dataset.env["kwargs"])
+
+
+def _scripted(dataset: PreparedDataset, arena: Arena) -> dict[str, Actor]:
     """Make the behaviour that recorded the dataset, if this environment has it, and the random one."""
     recorded = dataset.meta["source"].get("behaviour")
     name = recorded.get("name") if isinstance(recorded, Mapping) else recorded
-    entry = ENVIRONMENTS.get(env.id)
-    known = entry is not None and dataset.env_id == env.id and name in entry.behaviours
-    actors = {"behaviour": make_behaviour(env.id, env.kwargs, str(name))} if known else {}
-    return actors | {"random": make_behaviour(env.id, env.kwargs, "random")}
+    entry = ENVIRONMENTS.get(arena.id)
+    known = entry is not None and name in entry.behaviours
+    actors = {"behaviour": make_behaviour(arena.id, arena.kwargs, str(name))} if known else {}
+    return actors | {"random": make_behaviour(arena.id, arena.kwargs, "random")}
 
 
-def _check_spec(env: EnvParams, wanted: MultiAgentSpec, name: str, spec: MultiAgentSpec) -> None:
+def _check_spec(arena: Arena, wanted: MultiAgentSpec, name: str, spec: MultiAgentSpec) -> None:
+    # Policies and flow act without the state, which imported data may have in another form.
+    wanted = replace(wanted, state_size=spec.state_size)
     if spec != wanted:
         differing = [key for key, value in wanted.to_dict().items() if spec.to_dict()[key] != value]
         raise DataError(
-            f"the {name} does not fit {env.id} {env.kwargs}: it differs in {', '.join(differing)}, "
+            f"the {name} does not fit {arena.id} {arena.kwargs}: it differs in {', '.join(differing)}, "
             f"first in {differing[0]} = {getattr(spec, differing[0])} where the environment has "
             f"{getattr(wanted, differing[0])}"
         )
 
 
 def _metrics(
-    env: EnvParams, params: EvaluateParams, dataset: PreparedDataset, results: Mapping[str, RolloutResult]
+    arena: Arena, params: EvaluateParams, dataset: PreparedDataset, results: Mapping[str, RolloutResult]
 ) -> dict[str, Any]:
-    reference = reference_returns(env.id, env.kwargs)
+    reference = reference_returns(arena.id, arena.kwargs)
     normalise: Callable[[float], float] | None = None
     if reference is not None:
         normalise = partial(normalized_return, reference=reference)
@@ -115,7 +135,7 @@ def _metrics(
     mean = float(dataset.returns.mean())
     normalised = None if normalise is None else normalise(mean)
     return measured | {
-        "env": env.id,
+        "env": arena.id,
         "episodes": params.episodes,
         "seed": params.seed,
         "reference": reference and {"random": reference["random"], "expert": reference["expert"]},

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from macflow.config import EnvParams, PrepareParams, load_section
+from macflow.config import PrepareParams, load_section
 from macflow.data.expectations import Limits, Validation, refuse_structure, validate, write_reports
 from macflow.data.hdf5_reader import StructureError
 from macflow.data.minari_metadata import find_dataset, read_metadata
@@ -21,8 +21,6 @@ def main(arguments: argparse.Namespace) -> None:
     """Check a Minari dataset and write its canonical form; refuse it with code 1 if a check fails."""
     params = load_section(arguments.params, "prepare", PrepareParams)
     limits = Limits(params.max_abs_reward, params.max_abs_observation, params.max_duplicate_fraction)
-    env_params = load_section(arguments.params, "env", EnvParams)
-    env = _environment(arguments.raw, env_params)
     try:
         rows, spec, meta = read_minari_rows(arguments.raw)
     except StructureError as error:
@@ -39,7 +37,7 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.out,
         rows,
         spec,
-        env=env,
+        env=meta["env"] and {"version": None, **meta["env"]},
         source={
             "kind": "minari",
             "path": str(arguments.raw),
@@ -50,7 +48,7 @@ def main(arguments: argparse.Namespace) -> None:
             "agents_inferred": meta["inferred"],
         },
         made_from={str(arguments.raw): raw_digest},
-        params={"prepare": params.model_dump(), "env": env_params.model_dump()},
+        params={"prepare": params.model_dump()},
     )
     write_json(
         arguments.metrics,
@@ -67,21 +65,6 @@ def main(arguments: argparse.Namespace) -> None:
         f"all {len(validation.outcomes)} expectations met",
         flush=True,
     )
-
-
-def _environment(raw: Path, params: EnvParams) -> dict[str, Any]:
-    """Return the environment the data come from; it must not contradict the one to evaluate in."""
-    recorded = read_metadata(find_dataset(raw))[1]["env"]
-    if recorded is None:
-        return {"id": params.id, "kwargs": params.kwargs, "version": None}
-    absent = object()
-    differs = any(recorded["kwargs"].get(name, absent) != value for name, value in params.kwargs.items())
-    if recorded["id"] != params.id or differs:
-        raise DataError(
-            f"{raw}: recorded in {recorded['id']} {recorded['kwargs']}, but section `env` of the parameters "
-            f"says {params.id} {params.kwargs}; set `env.id` and `env.kwargs` to the recorded ones"
-        )
-    return {"version": None, **recorded}
 
 
 def _name(raw: Path, meta: dict[str, Any]) -> str:

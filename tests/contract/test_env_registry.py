@@ -222,7 +222,7 @@ def test_defaults_are_filled_in() -> None:
 @pytest.mark.parametrize(
     ("env_id", "kwargs", "message"),
     [
-        ("mpe/nothing", {}, r"`env.id`: one of mpe/spread, .* \(received 'mpe/nothing'\)"),
+        ("mpe/nothing", {}, r"`env`: one of mpe/spread, .* \(received 'mpe/nothing'\)"),
         (
             "mpe/spread",
             {"agents": 3},
@@ -232,14 +232,14 @@ def test_defaults_are_filled_in() -> None:
         (
             "mpe/spread",
             {"n_agents": 0},
-            r"`env.kwargs.n_agents`: .*greater than or equal to 1 \(received 0\)",
+            r"`kwargs.n_agents`: .*greater than or equal to 1 \(received 0\)",
         ),
-        ("mpe/spread", {"n_agents": "3"}, r"`env.kwargs.n_agents`: .*valid integer \(received '3'\)"),
-        ("mpe/spread", {"n_agents": True}, r"`env.kwargs.n_agents`: .*valid integer \(received True\)"),
-        ("mpe/spread", {"local_ratio": 1.5}, r"`env.kwargs.local_ratio`: .*\(received 1.5\)"),
-        ("mpe/spread", {"local_ratio": float("nan")}, r"`env.kwargs.local_ratio`: .*\(received nan\)"),
-        ("game/landmark", {"n_agents": 41}, r"`env.kwargs.n_agents`: .*less than or equal to 40"),
-        ("game/payoff", {"zeta": -0.1}, r"`env.kwargs.zeta`: .*\(received -0.1\)"),
+        ("mpe/spread", {"n_agents": "3"}, r"`kwargs.n_agents`: .*valid integer \(received '3'\)"),
+        ("mpe/spread", {"n_agents": True}, r"`kwargs.n_agents`: .*valid integer \(received True\)"),
+        ("mpe/spread", {"local_ratio": 1.5}, r"`kwargs.local_ratio`: .*\(received 1.5\)"),
+        ("mpe/spread", {"local_ratio": float("nan")}, r"`kwargs.local_ratio`: .*\(received nan\)"),
+        ("game/landmark", {"n_agents": 41}, r"`kwargs.n_agents`: .*less than or equal to 40"),
+        ("game/payoff", {"zeta": -0.1}, r"`kwargs.zeta`: .*\(received -0.1\)"),
     ],
 )
 def test_what_is_not_allowed_is_refused(env_id: str, kwargs: dict[str, Any], message: str) -> None:
@@ -254,5 +254,5 @@ def test_what_is_not_allowed_is_refused(env_id: str, kwargs: dict[str, Any], mes
 
 
 def test_an_unknown_behaviour_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"`record.behaviour`: one of expert, .* \(received 'perfect'\)"):
+    with pytest.raises(ConfigError, match=r"`behaviour`: one of expert, .* \(received 'perfect'\)"):
         make_behaviour("mpe/spread", {}, "perfect")

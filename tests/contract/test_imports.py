@@ -23,8 +23,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"types", "files", "actions", "nets", "algorithms", "policy", "data"},
     "evaluation": {"types", "files", "actions", "nets", "algorithms", "policy"},
     "report": {"types", "files"},
+    # Names what environments record and importers fetch, so it knows both.
+    "catalogue": {"types", "files", "envs", "data"},
 }
-EVERYTHING = {"stages", "cli"}
+EVERYTHING = {"stages", "cli", "cli_common", "cli_dataset", "cli_listing"}
 
 
 def modules(folder: str) -> list[Path]:

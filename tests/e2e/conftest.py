@@ -32,6 +32,18 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
+_of_this_test: list[subprocess.Popen[str]] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """End and reap what the test started, however the test ended, before fixtures remove its files."""
+    while _of_this_test:
+        process = _of_this_test.pop()
+        process.kill()
+        process.wait()
+
+
 @dataclass(frozen=True)
 class Project:
     """A copy of this repository that a test may change and run."""
@@ -73,8 +85,13 @@ class Project:
         return done.stdout
 
     def start(self, *command: str) -> subprocess.Popen[str]:
-        """Start a command; its outputs go to `NAME.log` in the project's parent."""
-        with (self.root.parent / f"{Path(command[-1]).name}.log").open("w") as log:
+        """Start a command for the current test only; its outputs go to `NAME.log` in the project's parent."""
+        _of_this_test.append(self.spawn(*command))
+        return _of_this_test[-1]
+
+    def spawn(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command as `start` does, for as long as the caller wants."""
+        with (self.root.parent / f"{command[-1].split()[-1]}.log").open("w") as log:
             return subprocess.Popen(
                 command,
                 cwd=self.root,

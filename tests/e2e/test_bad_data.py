@@ -27,7 +27,6 @@ from macflow.files import digest
 pytestmark = pytest.mark.e2e
 
 PARAMS = {
-    "env": {"id": ENV["id"], "kwargs": ENV["kwargs"]},
     "prepare": {
         "raw": "data/raw",
         "max_abs_reward": 1e6,
@@ -271,11 +270,11 @@ def test_what_breaks_an_expectation_is_refused_and_reported(
             assert f"({episode}, {step})" in html
 
 
-def test_data_of_another_environment_are_refused(good: Path, tmp_path: Path) -> None:
-    def change_parameters(raw: Path) -> None:
-        params = PARAMS | {"env": {"id": "mpe/spread", "kwargs": {"n_agents": 5}}}
-        (raw.parents[1] / "params.yaml").write_text(yaml.safe_dump(params))
-
-    message = refuse(good, tmp_path / "bad", change_parameters)
-    assert "recorded in mpe/spread {'n_agents': 2}" in message
-    assert "says mpe/spread {'n_agents': 5}" in message
+def test_data_that_name_no_environment_are_prepared(good: Path, tmp_path: Path) -> None:
+    shutil.copytree(good, tmp_path / "nameless")
+    shutil.rmtree(tmp_path / "nameless/data/raw")
+    spec = make_spec()
+    write_minari(tmp_path / "nameless/data/raw", DATASET, make_episodes(spec, LENGTHS), spec, None, {})
+    done = prepare(tmp_path / "nameless")
+    assert done.returncode == 0, done.stderr
+    assert load_prepared(tmp_path / "nameless/data/prepared").env is None

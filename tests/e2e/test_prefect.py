@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,9 +21,11 @@ import psutil
 import pytest
 from conftest import Project, copy_of, wait_until
 
+from flows import tied
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-LONG = {"flow": {"steps": 100_000_000}}
+LONG = 100_000_000
 RUN = ("prefect", "deployment", "run", "macflow/full-pipeline", "--watch")
 
 
@@ -34,17 +38,23 @@ class Served:
     process: subprocess.Popen[str] | None = field(default=None)
 
     def start(self) -> None:
-        self.process = self.project.start(sys.executable, "-m", "flows.serve")
+        # As a script's background job or under a supervisor: what is ignored, every child inherits.
+        command = f"trap '' INT TERM; exec {shlex.quote(sys.executable)} -m flows.serve"
+        self.process = self.project.spawn("sh", "-c", command)
         log = self.project.root.parent / "flows.serve.log"
-        wait_until(lambda: "Ctrl-C stops" in log.read_text() or self._ended(), 120, "server and worker up")
-        assert not self._ended(), log.read_text()
+        wait_until(lambda: "Ctrl-C stops" in log.read_text() or self.ended(), 120, "server and worker up")
+        assert not self.ended(), log.read_text()
 
     def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
+        if self.process is not None and not self.ended():
             self.process.send_signal(signal.SIGINT)
-            self.process.wait(60)
+            try:
+                self.process.wait(60)
+            finally:
+                self.process.kill()
+                self.process.wait()
 
-    def _ended(self) -> bool:
+    def ended(self) -> bool:
         return self.process is None or self.process.poll() is not None
 
     def ask(self, path: str, **body: Any) -> Any:
@@ -74,10 +84,31 @@ class Served:
     def outcomes(self) -> dict[str, str]:
         return {row["stage"]: row["outcome"] for row in self.artifact("stages")}
 
+    def worker(self) -> psutil.Process | None:
+        """Return the worker's process once the server has heard from it."""
+        listed = self.ask("work_pools/local/workers/filter")
+        online = {worker["name"] for worker in listed if worker["status"] == "ONLINE"}
+        workers = [process for process in self.project.processes("worker") if online & set(process.cmdline())]
+        return workers[0] if workers else None
+
+    def begin_training(self, steps: int) -> subprocess.Popen[str]:
+        """Start a run; return its watcher once a training of so many steps has written a checkpoint."""
+        checkpoint = self.project.root / ".macflow/checkpoints/train_flow.safetensors"
+        checkpoint.unlink(missing_ok=True)
+        self.project.set_params({"flow": {"steps": steps}})
+        watcher = self.project.start(*RUN)
+        wait_until(checkpoint.exists, 120, "a checkpoint")
+        return watcher
+
+    def of_runs(self) -> list[psutil.Process]:
+        """Return the processes of runs: the flow's, DVC and the stage in training."""
+        words = ("prefect.engine", "dvc", "macflow.stages.train_flow")
+        return [process for word in words for process in self.project.processes(word)]
+
 
 @pytest.fixture(scope="module")
-def served(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A reproduced project behind its own server, on a port of its own, with its state inside."""
+def server(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A reproduced project with a server on a port of its own, with its state inside."""
     project = copy_of(reproduced, tmp_path_factory.mktemp("prefect"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -86,19 +117,30 @@ def served(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Ite
     settings.write_text(settings.read_text().replace(":4200/", f":{port}/"))
     assert str(port) in settings.read_text()
     served = Served(project, f"http://127.0.0.1:{port}/api")
-    served.start()
     yield served
     served.stop()
-    left = project.processes("prefect") + project.processes("dvc")
+    left = project.processes("prefect") + served.of_runs()
+    for process in left:
+        process.kill()
     assert not left, "Ctrl-C must end server, worker and stages"
     shutil.rmtree(project.root)
 
 
 @pytest.fixture
+def served(server: Served) -> Served:
+    """The project with its server and worker running, whatever earlier tests did to them."""
+    if server.ended():
+        server.start()
+    return server
+
+
+@pytest.fixture
 def unchanged(served: Served) -> Iterator[Served]:
-    """The served project; parameters that the test changed are put back."""
+    """The served project; parameters that the test changed are put back, and no run is left."""
     params = (served.project.root / "params.yaml").read_text()
     yield served
+    for process in served.of_runs():
+        process.kill()
     (served.project.root / "params.yaml").write_text(params)
 
 
@@ -173,7 +215,7 @@ def test_force_targets_and_save(unchanged: Served) -> None:
 
 def test_cancelling_ends_the_stage(unchanged: Served) -> None:
     project = unchanged.project
-    project.set_params(LONG)
+    project.set_params({"flow": {"steps": LONG}})
     watcher = project.start(*RUN)
     stages = wait_until(lambda: project.processes("macflow.stages.train_flow"), 60, "training has begun")
     project.check("prefect", "flow-run", "cancel", unchanged.last_run()["id"])
@@ -186,15 +228,12 @@ def test_cancelling_ends_the_stage(unchanged: Served) -> None:
 
 def test_a_rerun_after_a_killed_worker_continues(unchanged: Served) -> None:
     project = unchanged.project
-    project.set_params({"flow": {"steps": 4000}})
-    checkpoint = project.root / ".macflow/checkpoints/train_flow.safetensors"
-    checkpoint.unlink(missing_ok=True)
-    watcher = project.start(*RUN)
-    wait_until(checkpoint.exists, 60, "a checkpoint")
-    (worker,) = [process for process in project.processes("worker") if "prefect" in process.cmdline()]
+    watcher = unchanged.begin_training(4000)
+    worker = unchanged.worker()
+    assert worker is not None
     worker.kill()
-    for name in ("macflow.stages.train_flow", "dvc", "prefect.engine"):
-        wait_until(lambda name=name: not project.processes(name), 40, f"{name} ends with the worker")
+    wait_until(lambda: not unchanged.of_runs(), 40, "the run ends with the worker")
+    checkpoint = project.root / ".macflow/checkpoints/train_flow.safetensors"
     assert checkpoint.exists(), "killed too late to show anything"
     assert watcher.wait(60) == 1
     assert unchanged.last_run()["state"]["type"] == "CRASHED"
@@ -209,10 +248,61 @@ def test_a_rerun_after_a_killed_worker_continues(unchanged: Served) -> None:
     assert not runs, "no run is left holding the deployment's slot"
 
 
+def test_a_worker_that_is_killed_at_once_is_replaced(served: Served) -> None:
+    killed: set[int] = set()
+    for _ in range(3):
+        worker = wait_until(served.worker, 60, "a worker")
+        assert worker.pid not in killed
+        killed.add(worker.pid)
+        time.sleep(1)  # `serve` may still be asking whether the worker is there
+        worker.kill()
+        worker.wait(10)
+
+
+def test_a_run_ends_though_its_worker_ended_before_it_began(reproduced: Project) -> None:
+    run = (
+        "import time; from flows.pipeline import end_with_worker; print('ready', flush=True);"
+        "time.sleep(1); end_with_worker(); time.sleep(120); print('still there', flush=True)"
+    )
+    worker = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {run!r}])"
+    with subprocess.Popen(
+        tied.command("-c", worker),
+        cwd=reproduced.root,
+        env=reproduced.environment() | {"PREFECT__FLOW_RUN_ID": "a run"},
+        text=True,
+        stdout=subprocess.PIPE,
+    ) as process:
+        wait_until(psutil.Process(process.pid).children, 30, "a run")
+        process.kill()
+        # The run holds the pipe: its end is the end of the output.
+        assert process.communicate(timeout=60)[0] == "ready\n"
+
+
 def test_serve_refuses_an_address_that_is_taken(served: Served) -> None:
     done = served.project.run(sys.executable, "-m", "flows.serve", timeout=60)
     assert done.returncode == 1
     assert "is already being served" in done.stdout
+
+
+def test_a_run_ends_with_server_and_worker_however_often_it_is_told(unchanged: Served) -> None:
+    project = unchanged.project
+    unchanged.begin_training(LONG)
+    (run,) = project.processes("prefect.engine")
+    # A DVC that does not answer: the run is still busy with it when it is told again.
+    for process in project.processes("dvc"):
+        process.suspend()
+    for process in (*project.processes("flows.serve"), *project.processes("prefect")):
+        process.kill()
+    time.sleep(1.5)
+    run.terminate()
+    wait_until(lambda: not unchanged.of_runs(), 40, "the run ends with the worker")
+
+
+def test_ctrl_c_ends_a_run_in_progress(unchanged: Served) -> None:
+    unchanged.begin_training(LONG)
+    unchanged.stop()
+    assert not unchanged.project.processes("prefect")
+    assert not unchanged.of_runs()
 
 
 def test_stale_entries_of_the_lock_table_are_released(tmp_path: Path) -> None:

@@ -46,10 +46,8 @@ def fail(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "xor"
-    text = run(
-        "dataset", "record", "--env", "game/xor", "--behaviour", "mixed", "--episodes", "30", "--out", out
-    )
-    assert text == f"{out}: 30 episodes of game/xor by mixed, mean return 1.00\n"
+    text = run("dataset", "record", "game-xor/mixed", "--episodes", "30", "--out", out)
+    assert text == f"{out}: 30 episodes of game-xor/mixed, mean return 1.00\n"
     return out
 
 
@@ -119,8 +117,8 @@ def test_show_a_recording(recorded: Path) -> None:
 
 def test_recording_is_the_same_each_time_and_follows_the_seed(tmp_path: Path, recorded: Path) -> None:
     for name, seed in (("again", 0), ("other", 1)):
-        run("dataset", "record", "--env", "game/xor", "--behaviour", "mixed", "--episodes", "30",
-            "--seed", str(seed), "--out", tmp_path / name)  # fmt: skip
+        run("dataset", "record", "game-xor/mixed", "--episodes", "30", "--seed", str(seed),
+            "--out", tmp_path / name)  # fmt: skip
 
     def bytes_of(root: Path) -> dict[str, bytes]:
         return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
@@ -150,7 +148,7 @@ def test_nothing_is_overwritten(tmp_path: Path, recorded: Path, capsys: pytest.C
     (tmp_path / "mine.txt").write_text("precious")
     for arguments in (
         ("dataset", "import", recorded, "--from", "minari", "--to", tmp_path),
-        ("dataset", "record", "--env", "game/xor", "--behaviour", "mixed", "--out", tmp_path),
+        ("dataset", "record", "game-xor/mixed", "--out", tmp_path),
     ):
         assert "already there, and nothing is overwritten" in fail(capsys, *arguments)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
@@ -183,17 +181,18 @@ def test_import_refuses_what_breaks_the_rules_of_validation(tmp_path: Path, reco
     [
         (["dataset", "show", "nowhere"], "nowhere: folder not found"),
         (["dataset", "import", "nowhere", "--from", "minari", "--to", "x"], "nowhere: folder not found"),
-        (["dataset", "record", "--env", "no/such", "--behaviour", "a", "--out", "x"], "received 'no/such'"),
-        (["dataset", "record", "--env", "game/xor", "--behaviour", "a", "--out", "x"], "received 'a'"),
+        (["dataset", "record", "no-such/a", "--out", "x"], "received 'no-such/a'"),
         (
-            ["dataset", "record", "--env", "game/payoff", "--behaviour", "mixed", "--out", "x",
-             "--env-kwarg", "zeta"],
+            ["dataset", "record", "game-xor/a", "--out", "x"],
+            "near names: game-xor/mixed, game-xor/random (received 'game-xor/a')",
+        ),
+        (
+            ["dataset", "record", "game-payoff/mixed", "--out", "x", "--env-kwarg", "zeta"],
             "must be NAME=VALUE (received 'zeta')",
         ),
         (
-            ["dataset", "record", "--env", "game/payoff", "--behaviour", "mixed", "--out", "x",
-             "--env-kwarg", "zeta=7"],
-            "env.kwargs.zeta",
+            ["dataset", "record", "game-payoff/mixed", "--out", "x", "--env-kwarg", "zeta=7"],
+            "game/payoff: `kwargs.zeta`: Input should be less than or equal to 1 (received 7)",
         ),
         (["evaluate", "nowhere"], "nowhere/policy.json: file not found"),
     ],

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from mpe2 import simple_spread_v3
 
+from macflow.envs.particle import five_way
 from macflow.envs.registry import make_env, make_parallel
-from macflow.envs.spread import five_way
 
 
 def test_five_way_puts_forces_where_mpe2_reads_them() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from macflow.data.prepared import load_prepared, write_prepared
 from macflow.data.record import record_episodes
 from macflow.data.rows import stack_episodes
 from macflow.envs.registry import full_kwargs, make_behaviour, make_env
-from macflow.files import read_json
-from macflow.policy import build_policy, save_policy
+from macflow.files import read_json, write_json
+from macflow.policy import build_policy, load_policy, save_policy
 from macflow.stages import diagnose, evaluate
 from macflow.training.artifacts import (
     CriticArtifact,
@@ -79,7 +81,6 @@ def make_workspace(root: Path, env_id: str, behaviour: str) -> Path:
         {"params": {"distill": {"sharing": "shared", "hidden": [16]}}},
     )
     params: dict[str, Any] = yaml.safe_load(PARAMS.read_text())
-    params["env"] = {"id": env_id, "kwargs": {}}
     params["training"]["threads"] = 1
     params["evaluate"] |= {"episodes": 30, "n_envs": 8, "workers": 1}
     params["diagnose"] |= {"states": 6, "samples": 16}
@@ -157,7 +158,8 @@ def test_evaluate_without_a_known_behaviour_leaves_it_out(
     monkeypatch.chdir(tmp_path)
     dataset = load_prepared(workspace / "data")
     entry = {key: dataset.meta[key] for key in ("env", "made_from", "params")}
-    rows = stack_episodes(_episodes(dataset.env_id), dataset.spec)
+    assert dataset.env is not None
+    rows = stack_episodes(_episodes(dataset.env["id"]), dataset.spec)
     source = {"kind": "minari", "behaviour": None}
     write_prepared(tmp_path / "data", rows, dataset.spec, source=source, **entry)
     evaluate.main(arguments(workspace, tmp_path / "a", data=tmp_path / "data"))
@@ -173,10 +175,41 @@ def test_evaluate_refuses_one_episode_and_other_agents(workspace: Path, tmp_path
     params = change(workspace, tmp_path / "params.yaml", "evaluate", episodes=1)
     with pytest.raises(ConfigError, match=r"`evaluate\.episodes`: at least 2"):
         evaluate.main(arguments(workspace, tmp_path / "a", params=params))
-    params = change(workspace, tmp_path / "params.yaml", "env", id="game/landmark")
+    data = with_env(workspace, tmp_path / "other", {"id": "game/landmark", "kwargs": {}, "version": "1"})
     with pytest.raises(DataError, match="the policy does not fit game/landmark"):
-        evaluate.main(arguments(workspace, tmp_path / "a", params=params))
+        evaluate.main(arguments(workspace, tmp_path / "a", data=data))
     assert not (tmp_path / "a").exists()
+
+
+def with_env(root: Path, to: Path, env: dict[str, Any] | None) -> Path:
+    """Copy the dataset; it now says that it comes from `env`."""
+    shutil.copytree(root / "data", to)
+    write_json(to / "dataset.json", read_json(to / "dataset.json") | {"env": env})
+    return to
+
+
+def test_evaluate_says_how_to_name_an_environment_that_the_data_do_not(
+    workspace: Path, tmp_path: Path
+) -> None:
+    data = with_env(workspace, tmp_path / "nameless", None)
+    with pytest.raises(DataError, match=r"nameless: the data name no environment .*import \.\.\. --env ID"):
+        evaluate.main(arguments(workspace, tmp_path / "a", data=data))
+    data = with_env(workspace, tmp_path / "unknown", {"id": "no/such", "kwargs": {}, "version": None})
+    with pytest.raises(ConfigError, match=r"`env`: one of .* \(received 'no/such'\)"):
+        evaluate.main(arguments(workspace, tmp_path / "a", data=data))
+    assert not (tmp_path / "a").exists()
+
+
+def test_evaluate_needs_no_state_of_the_environments_size(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evaluate.main(arguments(workspace, tmp_path / "a"))
+    other = load_policy(workspace / "policy")
+    other.spec = replace(other.spec, state_size=other.spec.state_size + 3)
+    monkeypatch.setattr(evaluate, "load_policy", lambda path: other)
+    evaluate.main(arguments(workspace, tmp_path / "b"))
+    assert read_json(tmp_path / "a/metrics.json") == read_json(tmp_path / "b/metrics.json")
 
 
 def test_diagnose_writes_what_it_promises_in_the_same_bytes(workspace: Path, tmp_path: Path) -> None:

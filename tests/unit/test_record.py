@@ -142,11 +142,13 @@ def test_no_episodes_are_refused() -> None:
         record_episodes(EndsBySeed(4), Still(), 0, seed=0)
 
 
-def run_stage(folder: Path, **record_params: object) -> subprocess.CompletedProcess[str]:
+def run_stage(
+    folder: Path, dataset: object = "mpe-spread/medium", **record_params: object
+) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
     params = {
-        "env": {"id": "mpe/spread", "kwargs": {"n_agents": 3}},
-        "record": {"behaviour": "medium", "episodes": 5, "seed": 0, **record_params},
+        "dataset": dataset,
+        "record": {"kwargs": {"n_agents": 3}, "episodes": 5, "seed": 0, **record_params},
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     command = [
@@ -171,7 +173,7 @@ def test_stage_writes_the_same_bytes_twice_and_a_readable_dataset(tmp_path: Path
     env = make_env("mpe/spread", {}, 5)
     assert spec == env.spec
     assert_same(episodes, record_episodes(env, make_behaviour("mpe/spread", {}, "medium"), 5, seed=0))
-    assert meta["dataset_id"] == "macflow/mpe-spread-medium-v0"
+    assert meta["dataset_id"] == "mpe-spread/medium-v0"
     assert meta["behaviour"] == {"name": "medium", "seed": 0, "episodes": 5}
     assert meta["env"]["kwargs"] == {"n_agents": 3, "max_cycles": 25, "local_ratio": 0.5}
     assert meta["env"]["version"].startswith("mpe2 ")
@@ -182,11 +184,13 @@ def test_stage_writes_the_same_bytes_twice_and_a_readable_dataset(tmp_path: Path
     assert (metrics["episodes"], metrics["transitions"]) == (5, 125)
 
 
-def test_stage_refuses_an_unknown_behaviour_and_leaves_the_dataset(tmp_path: Path) -> None:
+def test_stage_refuses_an_unknown_dataset_and_leaves_the_one_before(tmp_path: Path) -> None:
     assert run_stage(tmp_path / "w").returncode == 0
     before = digest(tmp_path / "w/data/raw")
-    done = run_stage(tmp_path / "w", behaviour="perfect")
+    done = run_stage(tmp_path / "w", "mpe-spread/perfect")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("record: `record.behaviour`: one of expert, medium")
+    assert done.stderr.splitlines()[-1].startswith(
+        "record: `dataset`: no dataset has this name; near names: mpe-spread/expert, mpe-spread/medium"
+    )
     assert "Traceback" not in done.stderr
     assert digest(tmp_path / "w/data/raw") == before

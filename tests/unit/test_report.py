@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from report_workspace import PARAMS, edit_json, make_workspace
+from report_workspace import PARAM_SECTIONS, PARAMS, edit_json, make_workspace
 
 from macflow.files import digest
 from macflow.report import numbers
@@ -245,8 +245,11 @@ def test_reference_without_normalised_returns_is_refused(workspace: Path) -> Non
 
 
 def test_params_must_be_sections(workspace: Path) -> None:
-    Path("params.yaml").write_text("report: {title: x}\nalpha: 3\n")
+    Path("params.yaml").write_text("dataset: a/b\nreport: {title: x}\nalpha: 3\n")
     with pytest.raises(ConfigError, match="every section must map"):
+        read()
+    Path("params.yaml").write_text("report: {title: x}\n")
+    with pytest.raises(ConfigError, match=r"`dataset`: must be a name \(received None\)"):
         read()
 
 
@@ -254,7 +257,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&\"'"
 
 
 def test_text_from_inputs_is_never_markup(workspace: Path) -> None:
-    params = PARAMS | {"report": {"title": HOSTILE}, "record": {"behaviour": HOSTILE, HOSTILE: 1}}
+    params = PARAMS | {"report": {"title": HOSTILE}, "dataset": HOSTILE, "record": {HOSTILE: 1}}
     Path("params.yaml").write_text(yaml.safe_dump(params))
     validation = json.loads(Path("reports/validation/validation.json").read_text())
     validation["expectations"][0] |= {"name": HOSTILE, "meaning": HOSTILE}
@@ -426,7 +429,8 @@ def test_one_agent_has_no_joint_actions_to_draw(workspace: Path) -> None:
 
 def test_all_parameters_stand_on_the_page(workspace: Path) -> None:
     text = Outline(render_page(read(), "t")).text
-    for section, values in PARAMS.items():
+    assert "mpe-spread/medium" in text
+    for section, values in PARAM_SECTIONS.items():
         assert section in text
         for name, value in values.items():
             assert name in text

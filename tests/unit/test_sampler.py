@@ -34,9 +34,7 @@ def make_dataset(lengths: list[int], ends: list[bool], discrete: bool = False) -
     shape = (rows, 2) if discrete else (rows, 2, 2)
     return PreparedDataset(
         spec=spec,
-        env_id="test",
-        env_kwargs={},
-        meta={"normalizer": normalizer.to_dict()},
+        meta={"normalizer": normalizer.to_dict(), "env": None},
         obs=torch.from_numpy(observations),
         state=torch.from_numpy(states),
         actions=torch.zeros(shape, dtype=torch.int64 if discrete else torch.float32),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from macflow.envs.base import JointEnv
-from macflow.envs.behaviours import Control, Skill, covering
+from macflow.envs.behaviours import Behaviour, Control, Skill, covering, customary
 from macflow.envs.entry import (
     AgentCount,
     EnvEntry,
@@ -19,6 +21,7 @@ from macflow.envs.entry import (
     measured,
     versions,
 )
+from macflow.envs.hunting import Hunt
 from macflow.types import FloatArray
 
 
@@ -27,6 +30,30 @@ class SpreadKwargs(Kwargs):
     max_cycles: StepLimit = 25
     # Share of the collision penalty in the reward, against the distance to the landmarks.
     local_ratio: Fraction = 0.5
+
+
+Count = Annotated[int, Field(ge=0)]
+PreyScript = Literal["flee", "random"]
+
+
+class TagKwargs(Kwargs):
+    n_predators: AgentCount = 3
+    n_prey: AgentCount = 1
+    n_obstacles: Count = 2
+    max_cycles: StepLimit = 25
+    prey: PreyScript = "flee"
+
+
+class WorldKwargs(Kwargs):
+    # The first is mpe2's leader, whom no forest blinds.
+    n_predators: AgentCount = 4
+    n_prey: AgentCount = 2
+    n_obstacles: Count = 1
+    # mpe2 measures how far prey are from the nearest.
+    n_food: AgentCount = 2
+    n_forests: Count = 2
+    max_cycles: StepLimit = 25
+    prey: PreyScript = "flee"
 
 
 # mpe2's world (core.py, simple_env.py): positions advance by DT times the velocity; of the
@@ -46,6 +73,10 @@ def _towards(gain: float) -> Control:
 
 _SPREAD_EXPERT = Skill(vigour=1.0, noise=0.05)
 _SPREAD_MEDIUM = Skill(vigour=0.16, noise=0.4)
+_TAG_EXPERT = Skill(vigour=1.0, noise=0.05)
+_TAG_MEDIUM = Skill(vigour=0.7, noise=0.4)
+_WORLD_EXPERT = Skill(vigour=1.0, noise=0.05)
+_WORLD_MEDIUM = Skill(vigour=0.7, noise=0.4)
 
 
 def _spread(continuous: bool) -> Callable[[SpreadKwargs], JointEnv]:
@@ -56,6 +87,22 @@ def _spread(continuous: bool) -> Callable[[SpreadKwargs], JointEnv]:
         return Spread(**kwargs.model_dump(), continuous=continuous)
 
     return make
+
+
+def _tag(kwargs: TagKwargs) -> JointEnv:
+    from macflow.envs.pursuit import PREY, Tag
+
+    return Tag(**kwargs.model_dump(exclude={"prey"}), prey=PREY[kwargs.prey])
+
+
+def _world(kwargs: WorldKwargs) -> JointEnv:
+    from macflow.envs.pursuit import PREY, WorldComm
+
+    return WorldComm(**kwargs.model_dump(exclude={"prey"}), prey=PREY[kwargs.prey])
+
+
+def _hunting(medium: Skill, expert: Skill, observes_less: int) -> Mapping[str, Behaviour]:
+    return customary(lambda spec, quality: Hunt(spec, quality, observes_less), lambda spec: (medium, expert))
 
 
 def _by_agents(env_id: str, returns: Mapping[int, tuple[float, float]]) -> Mapping[str, Reference]:
@@ -89,6 +136,22 @@ ENTRIES: Mapping[str, EnvEntry] = MappingProxyType(
                 lambda spec: (_SPREAD_MEDIUM, _SPREAD_EXPERT), _towards(0.4), has_velocity=True, dead_zone=0.3
             ),
             references=_by_agents("mpe/spread-discrete", {3: (-26.691, -11.629), 5: (-35.061, -18.787)}),
+        ),
+        "mpe/tag": EnvEntry(
+            description="N predators push themselves (2-D force) to touch scripted, faster prey (mpe2)",
+            kwargs=TagKwargs,
+            make=_tag,
+            action_kind="continuous",
+            version=versions("mpe2"),
+            behaviours=_hunting(_TAG_MEDIUM, _TAG_EXPERT, observes_less=2),
+        ),
+        "mpe/world": EnvEntry(
+            description="the same with food for the prey, forests to hide in, and a leader (mpe2)",
+            kwargs=WorldKwargs,
+            make=_world,
+            action_kind="continuous",
+            version=versions("mpe2"),
+            behaviours=_hunting(_WORLD_MEDIUM, _WORLD_EXPERT, observes_less=6),
         ),
     }
 )
