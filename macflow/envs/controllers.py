@@ -1,6 +1,6 @@
 """Trained controllers to record: one net that sees the whole state and moves all agents.
 
-Their weights lie in `controllers/ENVIRONMENT/LEVEL.safetensors` beside this module, a few tens of kilobytes
+Their weights lie in `weights/ROBOT/LEVEL.safetensors` beside this module, a few tens of kilobytes
 each; `tools/train_controller.py` made them, and docs/datasets.md says how good they are.
 """
 
@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from macflow.envs.behaviours import episode_generator
 from macflow.types import ActionArray, DataError, FloatArray, MultiAgentSpec, Seen
 
-FOLDER = Path(__file__).parent / "controllers"
+FOLDER = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Level:
 class Controller:
     """Play each episode with one of several levels, drawn evenly from the episode's own seed."""
 
-    def __init__(self, spec: MultiAgentSpec, environment: str, levels: Sequence[Level]) -> None:
+    def __init__(self, spec: MultiAgentSpec, robot: str, levels: Sequence[Level]) -> None:
         self._spec = spec
         self._levels = levels
-        self._nets = [_load(FOLDER / environment / f"{level.weights}.safetensors", spec) for level in levels]
+        self._nets = [_load(FOLDER / robot / f"{level.weights}.safetensors", spec) for level in levels]
         self._episodes: list[Generator] = []
         self._chosen: list[int] = []
 
@@ -56,6 +56,11 @@ class Controller:
             noise = self._levels[level].noise * rng.standard_normal((n, size), np.float32)
             actions[row] = np.clip(mean + noise, -1.0, 1.0)
         return actions
+
+
+def replay_levels(robot: str) -> list[str]:
+    """Return the names of a robot's levels below `medium`, from the weakest."""
+    return sorted(file.stem for file in (FOLDER / robot).glob("replay-*.safetensors"))
 
 
 Layers = list[tuple[FloatArray, FloatArray]]

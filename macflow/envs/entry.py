@@ -67,10 +67,15 @@ def kwargs_key(full: Mapping[str, Any]) -> str:
 
 
 def measured(
-    env_id: str, given: Mapping[str, Any], random: float, expert: float, **defaults: Any
+    env_id: str,
+    given: Mapping[str, Any],
+    random: float,
+    expert: float,
+    episodes: int = 1000,
+    **defaults: Any,
 ) -> Mapping[str, Reference]:
     """Return the reference of keywords `given`, the others at `defaults`, as `how` prints it."""
-    how = f"python -m macflow.envs.references {env_id} --episodes 1000 --behaviours random expert"
+    how = f"python -m macflow.envs.references {env_id} --episodes {episodes} --behaviours random expert"
     if given:
         how += f" --kwargs '{json.dumps(dict(given))}'"
     key = kwargs_key({**defaults, **given})

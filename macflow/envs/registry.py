@@ -92,7 +92,7 @@ def reference_returns(env_id: str, kwargs: Mapping[str, Any]) -> Reference | Non
 
 def normalized_return(value: float, reference: Reference) -> float:
     """Place a mean return on the scale where random is 0 and expert 100."""
-    return 100.0 * (value - reference["random"]) / (reference["expert"] - reference["random"])
+    return 100.0 * ((value - reference["random"]) / (reference["expert"] - reference["random"]))
 
 
 def _ready(env_id: str, kwargs: Mapping[str, Any]) -> tuple[EnvEntry, Kwargs]:

@@ -38,9 +38,6 @@ from macflow.types import ActionArray, BatchObs, BoolArray, ConfigError, DataErr
 CHUNK = 32
 # Stay (or, for the dead, lie): the moves come before it, attacks on enemy 0, 1, ... behind it.
 STOP = 4
-N_UNIT_TYPES = 6
-# Of one unit in the state: health, position (2), weapon cooldown, unit type (one-hot).
-STATE_FEATURES = 4 + N_UNIT_TYPES
 
 Colour = tuple[int, int, int]
 
@@ -275,7 +272,10 @@ def _configure_jax() -> None:
     if config.jax_platforms is None:
         config.update("jax_platforms", "cpu")
     if config.jax_compilation_cache_dir is None:
-        folder = _private_folder(_cache_folder())
+        folder = None
+        # Without a home folder, `Path.home` has none to return.
+        with contextlib.suppress(RuntimeError):
+            folder = _private_folder(_cache_folder())
         if folder is not None:
             config.update("jax_compilation_cache_dir", str(folder))
             config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -286,7 +286,7 @@ def _cache_folder() -> Path:
     """Return the user's folder for programs compiled on this kind of processor."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification has relative paths ignored.
-    root = Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~")) / ".cache"
+    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
     processor = [platform.machine(), platform.system()]
     # A home folder can be shared by machines; code for one processor can be illegal on another.
     with contextlib.suppress(OSError):

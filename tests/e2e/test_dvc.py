@@ -68,6 +68,14 @@ def test_alpha_reruns_only_distillation_and_what_follows(project: Project) -> No
     assert json.loads((project.root / "metrics/distill.json").read_text()) != before
 
 
+def test_another_dataset_is_one_parameter(project: Project) -> None:
+    output = project.check("dvc", "exp", "run", "-S", "dataset=game-landmark/medium")
+    assert ran(output) == STAGES
+    assert "8 episodes of game-landmark/medium" in output
+    assert json.loads((project.root / "metrics/evaluate.json").read_text())["env"] == "game/landmark"
+    assert "game-landmark/medium-v0" in (project.root / "reports/index.html").read_text(encoding="utf-8")
+
+
 def test_metrics_and_graph_are_readable(reproduced: Project) -> None:
     (workspace,) = json.loads(reproduced.check("dvc", "metrics", "show", "--json")).values()
     shown = workspace["data"]

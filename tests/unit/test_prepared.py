@@ -75,8 +75,7 @@ def test_episodes_survive_minari_and_preparation(
 def test_layout_on_disk_and_in_memory(tmp_path: Path, discrete: bool) -> None:
     rows, _ = write_sample(tmp_path / "prepared", discrete)
     loaded = load_prepared(tmp_path / "prepared")
-    assert loaded.env_id == "mpe/spread"
-    assert loaded.env_kwargs == {"n_agents": 2}
+    assert loaded.env == ENV
     assert loaded.meta["counts"] == {"episodes": 3, "transitions": 6, "rows": 9}
     assert loaded.meta["made_from"] == {"raw": "1"}
     assert loaded.train_rows.tolist() == [0, 1, 2, 4, 6, 7]
@@ -169,7 +168,8 @@ def remove(name: str) -> Callable[[Path], None]:
         (cut("episodes.parquet"), r"episodes\.parquet: cannot be read"),
         (edit_json(schema_version=0), "`schema_version` must be 1, received 0; run the prepare stage"),
         (edit_json(normalizer=[]), "`normalizer` must be an object"),
-        (edit_json(env={"id": "x"}), "`env` must hold `id` and `kwargs`"),
+        (edit_json(env={"id": "x"}), "`env` must be null or hold `id` and `kwargs`"),
+        (edit_json(env=3), "`env` must be null or hold `id` and `kwargs`, received 3"),
         (edit_json(spec={"agents": 2}), "agent specification has wrong keys"),
         (
             edit_json(counts={"episodes": 3, "transitions": 6, "rows": 8}),

@@ -9,8 +9,9 @@ from typing import Annotated
 from pydantic import Field
 
 from macflow.envs.base import JointEnv
-from macflow.envs.behaviours import Uniform
-from macflow.envs.entry import EnvEntry, Kwargs, StepLimit, needs, versions
+from macflow.envs.behaviours import Behaviour, Uniform
+from macflow.envs.controllers import Controller, Level, replay_levels
+from macflow.envs.entry import EnvEntry, Kwargs, Reference, StepLimit, measured, needs, versions
 
 # Robot of Gymnasium, and how the package names its partition.
 ROBOTS = {
@@ -38,6 +39,45 @@ def _robot(scenario: str, partition: str) -> Callable[[RobotKwargs], JointEnv]:
     return make
 
 
+# Robots for which controllers were trained. A robot's state, and the order of its joints over all
+# agents, are the same however it is partitioned.
+CONTROLLED = {"HalfCheetah": "halfcheetah", "Hopper": "hopper"}
+# Exploration: the better the controller, the less; an unfinished training's replay is full of it.
+EXPERT_NOISE, MEDIUM_NOISE, REPLAY_NOISE = 0.05, 0.1, 0.3
+
+# Mean returns of `random` and `expert`.
+RETURNS: Mapping[str, tuple[float, float]] = MappingProxyType({})
+
+
+def _behaviours(scenario: str) -> Mapping[str, Behaviour]:
+    """Return the customary qualities of a robot with trained controllers, else random play alone."""
+    if scenario not in CONTROLLED:
+        return MappingProxyType({"random": Uniform})
+    robot = CONTROLLED[scenario]
+    expert, medium = Level("expert", EXPERT_NOISE), Level("medium", MEDIUM_NOISE)
+    replay = [Level(name, REPLAY_NOISE) for name in (*replay_levels(robot), "medium")]
+
+    def play(*levels: Level) -> Behaviour:
+        return lambda spec: Controller(spec, robot, levels)
+
+    return MappingProxyType(
+        {
+            "expert": play(expert),
+            "medium": play(medium),
+            "medium-replay": play(*replay),
+            "medium-expert": play(medium, expert),
+            "random": Uniform,
+        }
+    )
+
+
+def _reference(name: str) -> Mapping[str, Reference]:
+    if name not in RETURNS:
+        return {}
+    random, expert = RETURNS[name]
+    return measured(f"mamujoco/{name}", {}, random, expert, episodes=200, **RobotKwargs().model_dump())
+
+
 ENTRIES: Mapping[str, EnvEntry] = MappingProxyType(
     {
         f"mamujoco/{name}": EnvEntry(
@@ -47,7 +87,8 @@ ENTRIES: Mapping[str, EnvEntry] = MappingProxyType(
             action_kind="continuous",
             version=versions("gymnasium-robotics", "mujoco"),
             missing=needs("mujoco", "gymnasium_robotics", "mujoco"),
-            behaviours={"random": Uniform},
+            behaviours=_behaviours(scenario),
+            references=_reference(name),
         )
         for name, (scenario, partition, description) in ROBOTS.items()
     }
