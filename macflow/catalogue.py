@@ -24,8 +24,8 @@ from macflow.files import read_json
 from macflow.types import ConfigError
 
 FACTS = Path(__file__).with_name("dataset_facts.json")
-# Episodes that make a dataset of some 100,000 transitions, by the family of the environment.
-EPISODES: Mapping[str, int] = MappingProxyType({"mpe": 4000, "game": 4000, "mamujoco": 200})
+# Episodes of a dataset, by the family of the environment: robots' have up to 1000 steps, others' at most 100.
+EPISODES: Mapping[str, int] = MappingProxyType({"mpe": 4000, "game": 4000, "smax": 4000, "mamujoco": 200})
 EPISODES_ELSEWHERE = 1000
 # Last part of the one entry of a vault whose UIDs the publishers do not list.
 UNLISTED = "UID"

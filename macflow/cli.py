@@ -127,7 +127,7 @@ def evaluate(
     """Measure a trained policy's mean return."""
     import torch
 
-    from macflow.envs.registry import make_env, normalized_return, reference_returns
+    from macflow.envs.registry import copies, make_env, normalized_return, reference_returns
     from macflow.evaluation.returns import summarise_returns
     from macflow.evaluation.rollout import rollout
     from macflow.policy import load_policy
@@ -138,7 +138,7 @@ def evaluate(
     env_id, kwargs = _chosen_env(policy.manifest.get("env"), env, parse_kwargs(env_kwarg), path)
     reference = reference_returns(env_id, kwargs)
     workers = 2 if episodes >= EPISODES_WORTH_A_WORKER and (os.cpu_count() or 1) > 1 else 1
-    environment = make_env(env_id, kwargs, min(EVALUATED_TOGETHER, episodes), workers)
+    environment = make_env(env_id, kwargs, copies(env_id, min(EVALUATED_TOGETHER, episodes)), workers)
     try:
         # Policies act without the state, which imported data may have in another form.
         if replace(environment.spec, state_size=policy.spec.state_size) != policy.spec:

@@ -5,7 +5,8 @@
 
 A stage depends on every local module that its file imports, directly or through others, wherever in the
 file the import stands, on the `__init__.py` of their packages unless empty, on modules that it starts as
-processes (`python -m NAME`, the name as a string), and on the templates beside modules that use jinja2.
+processes (`python -m NAME`, the name as a string), on the templates beside modules that use jinja2, and on
+folders of data beside modules that look for them there.
 What only the type checker imports is no dependency. A package's `__getattr__` (lazy exports) counts for
 those who import a name through it. The whole package as one dependency would rerun everything after any
 edit.
@@ -84,6 +85,7 @@ def code_deps(root: Path, module: str) -> list[str]:
         found.add(path)
         if _uses_templates(path):
             found.update(path.parent.glob("*.j2"))
+        found.update(_data_folders(path))
         # Importing a.b.c runs a/__init__.py and a/b/__init__.py first.
         parents = name.split(".")
         pending += [".".join(parents[:i]) for i in range(1, len(parents))]
@@ -108,6 +110,16 @@ def _file(root: Path, module: str) -> Path | None:
 def _uses_templates(path: Path) -> bool:
     nodes = ast.walk(_tree(path))
     return any(isinstance(n, ast.Import) and any(a.name == "jinja2" for a in n.names) for n in nodes)
+
+
+def _data_folders(path: Path) -> list[Path]:
+    """Return the folders of data beside a file that it reads: those it names, and finds by `__file__`."""
+    nodes = list(ast.walk(_tree(path)))
+    if not any(isinstance(node, ast.Name) and node.id == "__file__" for node in nodes):
+        return []
+    named = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    folders = (folder for folder in path.parent.iterdir() if folder.is_dir() and folder.name in named)
+    return [folder for folder in folders if not any(folder.glob("*.py"))]
 
 
 def _imports(root: Path, path: Path, module: str) -> list[str]:

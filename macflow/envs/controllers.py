@@ -49,9 +49,7 @@ class Controller:
         actions = np.empty((len(self._episodes), n, size), np.float32)
         # One episode at a time: a product of matrices rounds differently for another number of rows, and
         # a robot's motion soon shows it.
-        for row, (rng, level, state) in enumerate(
-            zip(self._episodes, self._chosen, seen.state, strict=True)
-        ):
+        for row, (rng, level, state) in enumerate(zip(self._episodes, self._chosen, seen.state, strict=True)):
             mean = _forward(self._nets[level], state).reshape(n, size)
             noise = self._levels[level].noise * rng.standard_normal((n, size), np.float32)
             actions[row] = np.clip(mean + noise, -1.0, 1.0)

@@ -53,6 +53,8 @@ class EnvEntry:
     # Both take an instance of `kwargs`; `make_batch` also the number of copies.
     make: Callable[[Any], JointEnv] | None = None
     make_batch: Callable[[Any, int], BatchedEnv] | None = None
+    # Copies that one machine can hold at a time.
+    max_copies: int = 1000
     # Says what has to be installed first, or None.
     missing: Callable[[], str | None] = nothing_missing
     # By `kwargs_key`: measured.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,7 +49,8 @@ class ParticleEnv(JointEnv):
         self.possible_agents = list(learners)
         self.agents: list[str] = []
         self.state_space = raw.state_space
-        self._action_space = action_space
+        # One each: a space draws its samples from a generator of its own.
+        self._action_spaces = {agent: deepcopy(action_space) for agent in learners}
         # Of mpe2's agents, in its order; learners or not.
         self._observations: dict[str, FloatArray] = {}
         self._state = np.zeros(raw.state_space.shape, np.float32)
@@ -62,7 +64,7 @@ class ParticleEnv(JointEnv):
         return space
 
     def action_space(self, agent: str) -> spaces.Space[Any]:
-        return self._action_space
+        return self._action_spaces[agent]
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None

@@ -5,8 +5,10 @@ A prey acts on the observation that mpe2 gives it, and on its episode's own rand
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.random import Generator
@@ -17,11 +19,10 @@ from macflow.types import FloatArray
 # Directions that a fleeing prey weighs.
 _HEADINGS = 16
 # Steps that it looks ahead; a force moves its agent in the step after the next.
-_HORIZON = 8
-# Distance over which the fear of a predator falls to 1 / e.
+_HORIZON = 6
+# Fear of a predator is 1 where they touch, and falls to 1 / e over this distance.
 _FEAR = 0.3
-# Against a predator's fear, which is 1 where they touch: leaving the arena or entering an obstacle, per
-# length, and being away from food, per length.
+# On the same scale, per length: leaving the arena, entering an obstacle, being away from food.
 _BOUND, _OBSTACLE, _HUNGER = 5.0, 5.0, 0.05
 # Standard deviation of the noise on each component of a fleeing prey's force.
 _NOISE = 0.2
@@ -48,9 +49,10 @@ class World:
     n_obstacles: int
     n_food: int
     n_landmarks: int
-    # Distance of the centres at which a prey touches an obstacle.
+    # Distance of the centres at which a prey touches an obstacle, or a predator.
     obstacle_reach: float
     predator_reach: float
+    # The most that a predator's can be.
     predator_speed: float
     # Of a prey: what a unit force adds to the speed per step, and the speed's limit.
     push: float
@@ -76,9 +78,9 @@ class Wander:
 class Flee:
     """Take the force that, held for some steps, leads away from predators, noisily.
 
-    Weighs 16 directions at full force and no force at all by where each leads: near predators, which
-    fear counts, out of the arena, into an obstacle, or away from food. A predator that a forest hides
-    from it is not feared.
+    Weighs 16 directions at force 1 and no force at all by where each leads in the next steps while
+    all predators run straight at it: near to them, out of the arena, into an obstacle, or away from
+    food. A predator that a forest hides from it, which mpe2 shows at (0, 0), is not feared.
     """
 
     def __init__(self, world: World) -> None:
@@ -86,47 +88,63 @@ class Flee:
         self._rng = np.random.default_rng()
         angles = np.arange(_HEADINGS) * 2 * np.pi / _HEADINGS
         headings = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        full = headings / np.abs(headings).max(axis=1, keepdims=True)
-        self._options: NDArray[np.float64] = np.concatenate([full, np.zeros((1, 2))])
+        # Of length 1 each: a force into a corner of [-1, 1]^2 is longer, and would always be the best.
+        self._options: NDArray[np.float64] = np.concatenate([headings, np.zeros((1, 2))])
 
     def reset(self, rng: Generator) -> None:
         self._rng = rng
 
     def forces(self, obs: FloatArray) -> FloatArray:
-        cost = self._cost(obs.astype(np.float64))
+        cost = self._cost(obs)
         chosen = self._options[cost.argmin(axis=1)]
         noisy = chosen + _NOISE * self._rng.standard_normal(chosen.shape)
-        return np.clip(noisy, -1.0, 1.0).astype(np.float32)
+        forces: FloatArray = np.clip(noisy, -1.0, 1.0).astype(np.float32)
+        return forces
 
-    def _cost(self, obs: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _cost(self, obs: FloatArray) -> NDArray[np.float64]:
         """Return what each option leads to, (P, options): the lower the better."""
         world = self._world
-        position = obs[:, None, 2:4]
-        landmarks = obs[:, 4 : 4 + 2 * world.n_landmarks].reshape(len(obs), 1, -1, 2)
+        seen = obs.astype(np.float64)
+        position, speed = seen[:, None, 2:4], seen[:, None, :2]
+        landmarks, predators = self._surroundings(seen)
         obstacles = landmarks[:, :, : world.n_obstacles]
-        start = 4 + 2 * world.n_landmarks
-        predators = obs[:, start : start + 2 * world.n_predators].reshape(len(obs), 1, -1, 2)
+        food = landmarks[:, :, world.n_obstacles : world.n_obstacles + world.n_food]
         feared = (predators != 0).any(axis=3)
-        speed = obs[:, None, :2]
+        cost: NDArray[np.float64] = np.zeros((len(obs), len(self._options)))
         # All that follows is relative to where the prey is now.
         at = np.zeros((1, 1, 2))
-        cost = np.zeros((len(obs), len(self._options)))
         for _ in range(_HORIZON):
             at = at + speed * world.dt
             speed = _within(speed * (1 - world.damping) + world.push * self._options, world.max_speed)
             gap = at[:, :, None] - predators
-            distance = np.sqrt((gap * gap).sum(axis=3))
-            predators = predators + gap * np.minimum(1.0, world.predator_speed * world.dt / np.maximum(distance, 1e-9))[..., None]
-            cost = cost + (feared * np.exp((world.predator_reach - distance) / _FEAR)).sum(axis=2)
+            cost += (feared * np.exp((world.predator_reach - _lengths(gap)) / _FEAR)).sum(axis=2)
+            predators = predators + _within(gap, world.predator_speed * world.dt)
             cost += _BOUND * np.maximum(np.abs(position + at) - _EDGE, 0.0).sum(axis=2)
-            within = world.obstacle_reach - np.linalg.norm(at[:, :, None] - obstacles, axis=3)
-            cost += _OBSTACLE * np.maximum(within, 0.0).sum(axis=2)
+            depth = world.obstacle_reach - _lengths(at[:, :, None] - obstacles)
+            cost += _OBSTACLE * np.maximum(depth, 0.0).sum(axis=2)
+        cost /= _HORIZON
         if world.n_food:
-            food = landmarks[:, :, world.n_obstacles : world.n_obstacles + world.n_food]
-            cost += _HORIZON * _HUNGER * np.linalg.norm(at[:, :, None] - food, axis=3).min(axis=2)
-        return cost / _HORIZON
+            cost += _HUNGER * _lengths(at[:, :, None] - food).min(axis=2)
+        return cost
+
+    def _surroundings(self, seen: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return where landmarks and predators are, relative to each prey: (P, 1, things, 2) each."""
+        middle = 4 + 2 * self._world.n_landmarks
+        end = middle + 2 * self._world.n_predators
+        shape = (len(seen), 1, -1, 2)
+        return seen[:, 4:middle].reshape(shape), seen[:, middle:end].reshape(shape)
+
+
+PreyName = Literal["flee", "random"]
+PREY: Mapping[PreyName, Callable[[World], Prey]] = MappingProxyType({"flee": Flee, "random": Wander})
+
+
+def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    lengths: NDArray[np.float64] = np.sqrt((vectors * vectors).sum(axis=-1))
+    return lengths
 
 
 def _within(vectors: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
-    norm = np.sqrt((vectors * vectors).sum(axis=-1, keepdims=True))
-    return vectors * (limit / np.maximum(norm, limit))
+    """Shorten what is longer than `limit`."""
+    shortened: NDArray[np.float64] = vectors * (limit / np.maximum(_lengths(vectors), limit))[..., None]
+    return shortened

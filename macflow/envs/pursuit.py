@@ -5,23 +5,19 @@ The predators (mpe2's "adversaries") are the agents; the prey belong to the worl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from macflow.envs.base import AgentAction
 from macflow.envs.particle import FORCE, ParticleEnv, five_way
-from macflow.envs.prey import Flee, Prey, Wander, World
+from macflow.envs.prey import Prey, World
 from macflow.types import FloatArray
 
 # After `particle`, which keeps pygame quiet.
 from mpe2.simple_tag import simple_tag  # isort: skip
 from mpe2.simple_world_comm import simple_world_comm  # isort: skip
-
-PreyName = Literal["flee", "random"]
-PREY: Mapping[PreyName, Callable[[World], Prey]] = MappingProxyType({"flee": Flee, "random": Wander})
 
 # Keeps the prey's random numbers apart from those that mpe2 and the behaviours draw from the same seed.
 _STREAM = 0x7072_6579

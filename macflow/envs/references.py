@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from macflow.envs.base import BatchStep
-from macflow.envs.registry import ENVIRONMENTS, full_kwargs, make_behaviour, make_env
+from macflow.envs.registry import ENVIRONMENTS, copies, full_kwargs, make_behaviour, make_env
 from macflow.types import BatchObs, MacflowError
 
 # Far from the seeds that datasets are recorded with.
@@ -28,7 +28,7 @@ def team_returns(
     env_id: str, kwargs: Mapping[str, Any], behaviour: str, episodes: int, workers: int
 ) -> NDArray[np.float64]:
     """Return the undiscounted team return (mean over agents) of each episode."""
-    n_envs = min(BATCH, episodes)
+    n_envs = copies(env_id, min(BATCH, episodes))
     env = make_env(env_id, kwargs, n_envs, workers)
     actor = make_behaviour(env_id, kwargs, behaviour)
     returns: list[NDArray[np.float64]] = []

@@ -49,6 +49,11 @@ def make_env(env_id: str, kwargs: Mapping[str, Any], n_envs: int, workers: int =
     return WorkerBatch(env_id, full, n_envs, workers)
 
 
+def copies(env_id: str, wanted: int) -> int:
+    """Return how many copies to step together: as wanted, or as many as one machine can hold."""
+    return min(wanted, _entry(env_id).max_copies)
+
+
 def env_spec(env_id: str, kwargs: Mapping[str, Any]) -> MultiAgentSpec:
     """Return the agents' spaces of an environment; raises as `make_env` does."""
     entry, checked = _ready(env_id, kwargs)

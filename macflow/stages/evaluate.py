@@ -18,6 +18,7 @@ from macflow.config import EvaluateParams, TrainingParams, load_section
 from macflow.data.prepared import PreparedDataset, load_prepared
 from macflow.envs.registry import (
     ENVIRONMENTS,
+    copies,
     make_behaviour,
     make_env,
     normalized_return,
@@ -59,7 +60,7 @@ def main(arguments: argparse.Namespace) -> None:
     policy, flow = load_policy(arguments.policy), load_flow(arguments.flow)
     actors: dict[str, Actor] = {"policy": policy.actor(), "flow": flow.actor()}
     actors |= _scripted(dataset, arena)
-    n_envs = min(params.n_envs, params.episodes)
+    n_envs = copies(arena.id, min(params.n_envs, params.episodes))
     results: dict[str, RolloutResult] = {}
     with closing(make_env(arena.id, arena.kwargs, n_envs, params.workers)) as env:
         for name, spec in (("policy", policy.spec), ("flow", flow.spec), ("dataset", dataset.spec)):

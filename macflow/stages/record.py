@@ -22,6 +22,7 @@ from macflow.data.minari_store import write_minari
 from macflow.data.record import record_episodes
 from macflow.envs.registry import (
     ENVIRONMENTS,
+    copies,
     env_spec,
     full_kwargs,
     make_behaviour,
@@ -88,7 +89,7 @@ def record_dataset(
     episodes = episodes or dataset.episodes
     actor = make_behaviour(env_id, kwargs, dataset.behaviour)
     # Equal waves, so that the last one plays few episodes that nobody asked for.
-    n_envs = math.ceil(episodes / math.ceil(episodes / MAX_ENVS))
+    n_envs = math.ceil(episodes / math.ceil(episodes / copies(env_id, MAX_ENVS)))
     workers = max(1, min(MAX_WORKERS, episodes // EPISODES_WORTH_A_WORKER))
     env = make_env(env_id, kwargs, n_envs, workers)
     try:

@@ -121,7 +121,8 @@ def test_lazy_exports_strings_and_templates_are_followed(tmp_path: Path) -> None
             "def run():\n    return ['-m', 'macflow.worker']\n"
         ),
         "typed.py": "x = 1\n",
-        "worker.py": "import jinja2\n",
+        "worker.py": "import jinja2\nFOLDER = Path(__file__).parent / 'weights'\n",
+        "weights/net.bin": "1",
         "page.html.j2": "<p>",
     }
     for name, text in files.items():
@@ -129,7 +130,9 @@ def test_lazy_exports_strings_and_templates_are_followed(tmp_path: Path) -> None
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     plain = {"__init__.py", "plain.py", "inner/__init__.py", "inner/leaf.py", "inner/other.py", "worker.py"}
-    assert set(code_deps(tmp_path, "macflow.plain")) == {f"macflow/{f}" for f in plain | {"page.html.j2"}}
+    assert set(code_deps(tmp_path, "macflow.plain")) == {
+        f"macflow/{f}" for f in plain | {"page.html.j2", "weights"}
+    }
     assert set(code_deps(tmp_path, "macflow.asks")) == {
         f"macflow/{f}" for f in ("__init__.py", "asks.py", "lazy.py")
     }

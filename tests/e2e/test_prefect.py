@@ -23,7 +23,7 @@ from conftest import Project, copy_of, wait_until
 
 from flows import tied
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 LONG = 100_000_000
 RUN = ("prefect", "deployment", "run", "macflow/full-pipeline", "--watch")

@@ -45,6 +45,8 @@ class Site:
     ranges: bool = True
     checks_if_range: bool = True
     sends_length: bool = True
+    # Bytes after the asked ones at which the next partial answer begins.
+    shift: int = 0
     # Where in the file each of the next answers breaks off.
     cuts: list[int] = field(default_factory=list)
     # Status of the next answers, instead of content.
@@ -89,7 +91,8 @@ def site() -> Iterator[Site]:
             asked, condition = self.headers.get("Range"), self.headers.get("If-Range")
             same = not state.checks_if_range or condition in (state.etag, state.last_modified)
             if asked and state.ranges and same:
-                start = int(asked.removeprefix("bytes=").removesuffix("-"))
+                start = int(asked.removeprefix("bytes=").removesuffix("-")) + state.shift
+                state.shift = 0
                 self.send_response(206 if start < total else 416)
                 self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
             else:
@@ -238,6 +241,12 @@ def test_change_is_noticed_though_the_server_ignores_if_range(
 ) -> None:
     site.cuts, site.later, site.checks_if_range = [10_000], later, False
     assert fetch(site, target).sha256 == sha256(later["content"])
+
+
+def test_part_that_begins_elsewhere_is_not_joined(site: Site, target: Path) -> None:
+    site.cuts, site.shift = [10_000], 7
+    assert fetch(site, target).sha256 == sha256(OLD)
+    assert site.ranges_asked == [None, "bytes=10000-", None]
 
 
 def test_range_that_is_not_there_any_more(site: Site, target: Path) -> None:

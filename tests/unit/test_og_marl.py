@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -537,6 +538,12 @@ def test_metadata_faults_are_named(vault: Path, changes: dict[str, Any], message
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(DataError, match=message):
         dict(VaultArrays(vault).items())
+
+
+def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorstore", None)
+    with pytest.raises(ConfigError, match=r"install it with: pip install 'macflow\[vaults\]'"):
+        VaultArrays(FIXTURES / GOOD)
 
 
 def test_empty_vault_is_refused(tmp_path: Path) -> None:

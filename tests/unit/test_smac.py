@@ -626,6 +626,32 @@ def test_a_crash_is_an_error_and_the_next_reset_works(sc2path: Path) -> None:
 
 
 @needs_package
+def test_the_package_alone_takes_time_limits_and_crashes_for_ends(bare: Callable[[str], Any]) -> None:
+    env = bare("3m")
+    env.reset()
+    env.episode_limit = 2
+    _, ended, info = play_on(env)[-1]
+    assert ended
+    assert "episode_limit" not in info
+    env._sc2_proc._proc.kill()
+    env._sc2_proc._proc.wait()
+    assert env.step([1, 1, 1]) == (0, True, {})
+
+
+@needs_package
+def test_the_package_alone_writes_into_the_capabilities() -> None:
+    install_protocol()
+    from smacv2.env import StarCraftCapabilityEnvWrapper
+
+    config: dict[str, Any] = {"n_units": 5, "n_enemies": 5, **entries.capabilities("zerg", 5, 5)}
+    for part in ("team_gen", "start_positions"):
+        config[part] = {key: value for key, value in config[part].items() if not key.startswith("n_")}
+    kept = copy.deepcopy(config)
+    StarCraftCapabilityEnvWrapper(capability_config=config, map_name="10gen_zerg")
+    assert config != kept
+
+
+@needs_package
 def test_units_that_do_not_appear_are_drawn_again(
     sc2path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, battle: Make
 ) -> None:

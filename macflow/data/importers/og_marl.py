@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import numpy as np
+import polars as pl
 
 from macflow.data.duplicates import row_hashes, transition_copies, transition_hashes
 from macflow.data.expectations import Validation
@@ -117,9 +117,9 @@ def read_og_marl(
 
 def _copies(rows: EpisodeRows) -> tuple[str, ...]:
     """Tell how much is stored several times: 9 of 10 transitions in some of CFCQL's vaults."""
-    seen = row_hashes(rows.obs)[rows.train_rows]
-    # No transition is a copy unless its observations are, which is a third of the work to find out.
-    if len(np.unique(seen)) == len(seen):
+    seen = pl.Series(row_hashes(rows.obs)[rows.train_rows])
+    # No transition is a copy unless its observations are, which is half of the work to find out.
+    if seen.n_unique() == len(seen):
         return ()
     copies = transition_copies(rows, transition_hashes(rows))
     return (f"{copies.mean():.1%} of the transitions are copies of earlier ones",) if copies.any() else ()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from macflow.files import read_json
-from macflow.types import DataError
+from macflow.types import ConfigError, DataError
 
 METADATA_FILE = "metadata.json"
 DATABASE_FILE = "manifest.ocdbt"
@@ -43,6 +43,7 @@ class VaultArrays(Mapping[str, NDArray[Any]]):
         """Open the UID folder of a vault.
 
         Raises:
+            ConfigError: where tensorstore, an optional dependency, is not installed.
             DataError: naming the file and what is missing, of another version or damaged.
         """
         self._folder = folder
@@ -74,8 +75,12 @@ class VaultArrays(Mapping[str, NDArray[Any]]):
     def _open(self, name: str, rows: int | None = None) -> NDArray[Any]:
         """Read an array, of those with a time axis the first `rows` only."""
         # Imported here: importers of other formats do without.
-        import tensorstore
-
+        try:
+            import tensorstore
+        except ImportError:
+            raise ConfigError(
+                "tensorstore is not installed; install it with: pip install 'macflow[vaults]'"
+            ) from None
         spec = {
             "driver": "zarr",
             "kvstore": {

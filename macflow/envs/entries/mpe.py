@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -22,6 +22,7 @@ from macflow.envs.entry import (
     versions,
 )
 from macflow.envs.hunting import Hunt
+from macflow.envs.prey import PREY, PreyName
 from macflow.types import FloatArray
 
 
@@ -33,7 +34,6 @@ class SpreadKwargs(Kwargs):
 
 
 Count = Annotated[int, Field(ge=0)]
-PreyScript = Literal["flee", "random"]
 
 
 class TagKwargs(Kwargs):
@@ -41,7 +41,7 @@ class TagKwargs(Kwargs):
     n_prey: AgentCount = 1
     n_obstacles: Count = 2
     max_cycles: StepLimit = 25
-    prey: PreyScript = "flee"
+    prey: PreyName = "flee"
 
 
 class WorldKwargs(Kwargs):
@@ -53,7 +53,7 @@ class WorldKwargs(Kwargs):
     n_food: AgentCount = 2
     n_forests: Count = 2
     max_cycles: StepLimit = 25
-    prey: PreyScript = "flee"
+    prey: PreyName = "flee"
 
 
 # mpe2's world (core.py, simple_env.py): positions advance by DT times the velocity; of the
@@ -74,9 +74,9 @@ def _towards(gain: float) -> Control:
 _SPREAD_EXPERT = Skill(vigour=1.0, noise=0.05)
 _SPREAD_MEDIUM = Skill(vigour=0.16, noise=0.4)
 _TAG_EXPERT = Skill(vigour=1.0, noise=0.05)
-_TAG_MEDIUM = Skill(vigour=0.7, noise=0.4)
+_TAG_MEDIUM = Skill(vigour=0.75, noise=0.45)
 _WORLD_EXPERT = Skill(vigour=1.0, noise=0.05)
-_WORLD_MEDIUM = Skill(vigour=0.7, noise=0.4)
+_WORLD_MEDIUM = Skill(vigour=0.65, noise=0.4)
 
 
 def _spread(continuous: bool) -> Callable[[SpreadKwargs], JointEnv]:
@@ -90,13 +90,13 @@ def _spread(continuous: bool) -> Callable[[SpreadKwargs], JointEnv]:
 
 
 def _tag(kwargs: TagKwargs) -> JointEnv:
-    from macflow.envs.pursuit import PREY, Tag
+    from macflow.envs.pursuit import Tag
 
     return Tag(**kwargs.model_dump(exclude={"prey"}), prey=PREY[kwargs.prey])
 
 
 def _world(kwargs: WorldKwargs) -> JointEnv:
-    from macflow.envs.pursuit import PREY, WorldComm
+    from macflow.envs.pursuit import WorldComm
 
     return WorldComm(**kwargs.model_dump(exclude={"prey"}), prey=PREY[kwargs.prey])
 

@@ -155,6 +155,8 @@ def _v1_entry(name: str, allies: Side, enemies: Side, type_bits: int) -> EnvEntr
         make=_v1(name),
         action_kind="discrete",
         version=installed_version,
+        # Each is a running game.
+        max_copies=8,
         missing=needs_game(name),
         behaviours=_behaviours(layout),
     )
@@ -168,6 +170,8 @@ def _v2_entry(race: str, allies: int, enemies: int) -> EnvEntry:
         make=_v2(race, allies, enemies),
         action_kind="discrete",
         version=installed_version,
+        # Each is a running game.
+        max_copies=8,
         missing=needs_game(V2_MAP_FILE),
         behaviours=_behaviours(Layout(shields, shields, 3, healers=race == "terran")),
     )
