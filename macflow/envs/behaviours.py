@@ -53,11 +53,11 @@ class Uniform:
     def act(self, seen: Seen) -> ActionArray:
         spec = self._spec
         if spec.discrete:
-            draws = _draw(self._episodes, lambda rng: rng.random(spec.n_agents))
-            return _pick(draws, seen.legal_actions, (len(draws), spec.n_agents, spec.action_size))
+            draws = draw_each(self._episodes, lambda rng: rng.random(spec.n_agents))
+            return pick_legal(draws, seen.legal_actions, (len(draws), spec.n_agents, spec.action_size))
         low, high = np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32)
         shape = (spec.n_agents, spec.action_size)
-        actions: ActionArray = low + (high - low) * _draw(
+        actions: ActionArray = low + (high - low) * draw_each(
             self._episodes, lambda rng: rng.random(shape, np.float32)
         )
         return actions
@@ -81,7 +81,7 @@ class Scripted(ABC):
     def reset(self, seeds: Sequence[int]) -> None:
         self._episodes = [episode_generator(seed) for seed in seeds]
         # Uniform over the permutations of the agents, and shown to nobody.
-        self._plans = _draw(self._episodes, lambda rng: rng.permutation(self._spec.n_agents))
+        self._plans = draw_each(self._episodes, lambda rng: rng.permutation(self._spec.n_agents))
         skills = [self._quality(rng) for rng in self._episodes]
         table = np.array([[s.vigour, s.noise, s.control] for s in skills], np.float32)
         self._skills = table.T[:, :, None, None]
@@ -90,13 +90,15 @@ class Scripted(ABC):
         vigour, noise, control = self._skills
         shape = (self._spec.n_agents, 2)
         wanted = self._wanted(seen, vigour)
-        wanted = wanted + noise * _draw(self._episodes, lambda rng: rng.standard_normal(shape, np.float32))
+        wanted = wanted + noise * draw_each(
+            self._episodes, lambda rng: rng.standard_normal(shape, np.float32)
+        )
         return self._mix(wanted, control)
 
     def _mix(self, wanted: FloatArray, control: FloatArray) -> ActionArray:
         """Weigh the wanted actions (E, N, 2) by control (E, 1, 1) against uniform ones."""
         shape = (self._spec.n_agents, 2)
-        stray = _draw(self._episodes, lambda rng: rng.random(shape, np.float32)) * 2 - 1
+        stray = draw_each(self._episodes, lambda rng: rng.random(shape, np.float32)) * 2 - 1
         actions: ActionArray = np.clip(control * wanted + (1 - control) * stray, -1.0, 1.0)
         return actions
 
@@ -142,8 +144,8 @@ class Cover(Scripted):
         axis = np.abs(wanted).argmax(axis=2)
         along = np.take_along_axis(wanted, axis[:, :, None], axis=2)[:, :, 0]
         actions = np.where(np.abs(along) < self._dead_zone, 0, 1 + 2 * axis + (along > 0))
-        stray = _draw(self._episodes, lambda rng: rng.integers(0, 5, n))
-        strays = _draw(self._episodes, lambda rng: rng.random(n)) >= control
+        stray = draw_each(self._episodes, lambda rng: rng.integers(0, 5, n))
+        strays = draw_each(self._episodes, lambda rng: rng.random(n)) >= control
         return np.where(strays, stray, actions)
 
 
@@ -175,10 +177,12 @@ class Agreement:
 
     def reset(self, seeds: Sequence[int]) -> None:
         self._episodes = [episode_generator(seed) for seed in seeds]
-        self._signs = _draw(self._episodes, lambda rng: np.full((1, 1), 2 * rng.integers(2) - 1, np.float32))
+        self._signs = draw_each(
+            self._episodes, lambda rng: np.full((1, 1), 2 * rng.integers(2) - 1, np.float32)
+        )
 
     def act(self, seen: Seen) -> ActionArray:
-        noise = _draw(self._episodes, lambda rng: rng.standard_normal(self._shape, np.float32))
+        noise = draw_each(self._episodes, lambda rng: rng.standard_normal(self._shape, np.float32))
         actions: ActionArray = np.clip(self._signs * (self._mean + self._deviation * noise), -1.0, 1.0)
         return actions
 
@@ -233,12 +237,14 @@ def episode_generator(seed: int) -> Generator:
     return np.random.default_rng([_STREAM, seed])
 
 
-def _draw(episodes: Sequence[Generator], draw: Callable[[Generator], NDArray[Any]]) -> NDArray[Any]:
+def draw_each(episodes: Sequence[Generator], draw: Callable[[Generator], NDArray[Any]]) -> NDArray[Any]:
     """Let every episode draw from its own generator, (E, ...)."""
     return np.stack([draw(rng) for rng in episodes])
 
 
-def _pick(draws: NDArray[np.float64], legal: BoolArray | None, shape: tuple[int, int, int]) -> ActionArray:
+def pick_legal(
+    draws: NDArray[np.float64], legal: BoolArray | None, shape: tuple[int, int, int]
+) -> ActionArray:
     """Turn uniform draws (E, N) into indices uniform over the legal actions."""
     mask = np.ones(shape, np.bool_) if legal is None else legal
     rank = np.floor(draws * mask.sum(axis=2)).astype(np.int64)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from macflow.envs.behaviours import _draw, _pick, episode_generator
+from macflow.envs.behaviours import draw_each, episode_generator, pick_legal
 from macflow.types import ActionArray, BoolArray, FloatArray, MultiAgentSpec, Seen
 
 # Actions of the package: nothing (the dead only), stop, four moves, then one per target.
@@ -74,8 +74,8 @@ class FocusFire:
             heals = obs[:, :, -1] > 0  # the last number is the last type's
             chosen = np.where(heals, self._heal(obs, legal), chosen)
         chosen = np.where(legal[:, :, 0], 0, chosen)
-        draws = _draw(self._episodes, lambda rng: rng.random((2, self._n)))
-        stray = _pick(draws[:, 0], legal, legal.shape)
+        draws = draw_each(self._episodes, lambda rng: rng.random((2, self._n)))
+        stray = pick_legal(draws[:, 0], legal, legal.shape)
         return np.where(draws[:, 1] < self._chance, stray, chosen)
 
     def _fight(self, obs: FloatArray, state: FloatArray, legal: BoolArray) -> ActionArray:

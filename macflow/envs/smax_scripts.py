@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from macflow.envs.behaviours import Behaviour, Uniform, _draw, _pick, episode_generator
+from macflow.envs.behaviours import Behaviour, Uniform, draw_each, episode_generator, pick_legal
 from macflow.types import ActionArray, BoolArray, DataError, FloatArray, MultiAgentSpec, Seen
 
 # Of another unit in an observation: health (1 is full), offset (2, in sight ranges of the observer),
@@ -81,8 +81,8 @@ class FocusFire:
 
         alive = legal[:, :, 0]
         chosen = np.where(in_range.any(axis=2), STOP + 1 + target, np.where(alive, moves, STOP))
-        draws = _draw(self._episodes, lambda rng: rng.random((2, n)))
-        stray = _pick(draws[:, 0], legal, legal.shape)
+        draws = draw_each(self._episodes, lambda rng: rng.random((2, n)))
+        stray = pick_legal(draws[:, 0], legal, legal.shape)
         actions: ActionArray = np.where(draws[:, 1] < self._chance, stray, chosen)
         return actions
 
