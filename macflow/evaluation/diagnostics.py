@@ -11,6 +11,7 @@ Joint actions are in the flow's action space: [-1, 1] per dimension, or one-hot.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -339,7 +340,7 @@ def check_factorisation(comparison: Comparison, threshold: float) -> Check:
         _clearly_positive(policy - flow)
         for policy, flow in zip(comparison.q_policy, comparison.q_flow, strict=True)
     ]
-    spread = max(comparison.summary.flow_spread, ACTION_TOLERANCE * np.sqrt(comparison.flow.shape[2]))
+    spread = max(comparison.summary.flow_spread, ACTION_TOLERANCE * math.sqrt(comparison.flow.shape[2]))
     return Check(
         _root_mean_square(np.where(gains, 0.0, comparison.w2)) / spread,
         threshold,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from itertools import permutations, product
@@ -274,6 +275,13 @@ def test_distance_that_gains_value_is_no_factorisation_failure() -> None:
 def test_tiny_distance_from_a_deterministic_flow_is_no_failure() -> None:
     flow = torch.full((2, 16, 2, 1), 0.5)
     assert not check_factorisation(compare(flow + 0.03, flow, flat_value), 0.5).raised
+
+
+def test_every_verdict_is_plain_json() -> None:
+    # Where the tolerance stands for the spread of a flow that has none.
+    flow = torch.full((2, 16, 2, 1), 0.5)
+    failed = check_factorisation(compare(flow - 0.4, flow, flat_value), 0.5)
+    assert json.loads(json.dumps(failed.to_dict()))["raised"] is True
 
 
 # Q-collapse

@@ -46,7 +46,13 @@ CONTROLLED = {"HalfCheetah": "halfcheetah", "Hopper": "hopper"}
 EXPERT_NOISE, MEDIUM_NOISE, REPLAY_NOISE = 0.05, 0.1, 0.3
 
 # Mean returns of `random` and `expert`.
-RETURNS: Mapping[str, tuple[float, float]] = MappingProxyType({})
+RETURNS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "halfcheetah-6x1": (-295.439, 7888.897),
+        "halfcheetah-2x3": (-295.439, 7888.897),
+        "hopper-3x1": (17.707, 3070.956),
+    }
+)
 
 
 def _behaviours(scenario: str) -> Mapping[str, Behaviour]:

@@ -101,6 +101,11 @@ def _world(kwargs: WorldKwargs) -> JointEnv:
     return WorldComm(**kwargs.model_dump(exclude={"prey"}), prey=PREY[kwargs.prey])
 
 
+def _pursuit_version() -> str:
+    # The prey's scripts are macflow's: counted up where they change what is learned or scored.
+    return f"{versions('mpe2')()}, macflow prey 1"
+
+
 def _hunting(medium: Skill, expert: Skill, observes_less: int) -> Mapping[str, Behaviour]:
     return customary(lambda spec, quality: Hunt(spec, quality, observes_less), lambda spec: (medium, expert))
 
@@ -110,6 +115,16 @@ def _by_agents(env_id: str, returns: Mapping[int, tuple[float, float]]) -> Mappi
     found: dict[str, Reference] = {}
     for n_agents, (random, expert) in returns.items():
         found |= measured(env_id, {"n_agents": n_agents}, random, expert, **defaults)
+    return found
+
+
+def _by_prey(
+    env_id: str, defaults: TagKwargs | WorldKwargs, returns: Mapping[PreyName, tuple[float, float]]
+) -> Mapping[str, Reference]:
+    found: dict[str, Reference] = {}
+    for prey, (random, expert) in returns.items():
+        given = {} if prey == defaults.prey else {"prey": prey}
+        found |= measured(env_id, given, random, expert, **defaults.model_dump())
     return found
 
 
@@ -142,16 +157,20 @@ ENTRIES: Mapping[str, EnvEntry] = MappingProxyType(
             kwargs=TagKwargs,
             make=_tag,
             action_kind="continuous",
-            version=versions("mpe2"),
+            version=_pursuit_version,
             behaviours=_hunting(_TAG_MEDIUM, _TAG_EXPERT, observes_less=2),
+            references=_by_prey("mpe/tag", TagKwargs(), {"flee": (1.34, 28.82), "random": (4.25, 62.1)}),
         ),
         "mpe/world": EnvEntry(
             description="the same with food for the prey, forests to hide in, and a leader (mpe2)",
             kwargs=WorldKwargs,
             make=_world,
             action_kind="continuous",
-            version=versions("mpe2"),
+            version=_pursuit_version,
             behaviours=_hunting(_WORLD_MEDIUM, _WORLD_EXPERT, observes_less=6),
+            references=_by_prey(
+                "mpe/world", WorldKwargs(), {"flee": (0.101, 25.906), "random": (3.254, 50.512)}
+            ),
         ),
     }
 )
