@@ -25,7 +25,6 @@ import numpy as np
 from gymnasium import spaces
 from safetensors.numpy import save_file
 from sbx import SAC
-from stable_baselines3.common.callbacks import BaseCallback
 
 from macflow.envs.base import JointEnv, spec_of
 from macflow.envs.registry import make_parallel
@@ -61,32 +60,32 @@ class Whole(gymnasium.Env[FloatArray, FloatArray]):
         return self._env.state(), reward, all(terminations.values()), all(truncations.values()), {}
 
 
-class Levels(BaseCallback):
-    """Keep the actor and its return at regular steps."""
+class Levels:
+    """Keep the actor and its return at regular steps; called by the training after each."""
 
     def __init__(self, out: Path, every: int, env: Whole) -> None:
-        super().__init__()
         self._out, self._every, self._env = out, every, env
 
-    def _on_step(self) -> bool:
-        if self.num_timesteps % self._every == 0:
-            returns = [self._episode(seed) for seed in TEST_SEEDS]
+    def __call__(self, local: Mapping[str, Any], _: Mapping[str, Any]) -> bool:
+        model = local["self"]
+        if model.num_timesteps % self._every == 0:
+            returns = [self._episode(model, seed) for seed in TEST_SEEDS]
             row = {
-                "steps": self.num_timesteps,
+                "steps": model.num_timesteps,
                 "return_mean": round(float(np.mean(returns)), 1),
                 "return_std": round(float(np.std(returns)), 1),
             }
-            save_file(layers(self.model), self._out / f"{self.num_timesteps}.safetensors")
+            save_file(layers(model), self._out / f"{model.num_timesteps}.safetensors")
             with (self._out / "progress.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
         return True
 
-    def _episode(self, seed: int) -> float:
+    def _episode(self, model: Any, seed: int) -> float:
         state, _ = self._env.reset(seed=seed)
         total, ended = 0.0, False
         while not ended:
-            action, _ = self.model.predict(state, deterministic=True)
+            action, _ = model.predict(state, deterministic=True)
             state, reward, terminated, truncated, _ = self._env.step(action)
             total += reward
             ended = terminated or truncated
