@@ -1,6 +1,6 @@
 """Scripted behaviours to record: what each agent does, and how good and how varied it is.
 
-All act on raw observations alone, plus what each episode draws from its own seed.
+All here act on raw observations alone, plus what each episode draws from its own seed.
 """
 
 from __future__ import annotations
