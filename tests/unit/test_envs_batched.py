@@ -157,7 +157,7 @@ def test_more_workers_than_environments_start_no_idle_process() -> None:
 
 
 def test_an_error_in_a_worker_reaches_the_caller() -> None:
-    with pytest.raises(ConfigError, match=r"`env\.id`: one of"):
+    with pytest.raises(ConfigError, match=r"`env`: one of"):
         WorkerBatch("no/such", {}, 2, workers=2)
     env = WorkerBatch("game/xor", {}, 2, workers=2)
     try:
