@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo repro serve check lint types test browser format clean
+.PHONY: help demo repro serve check lint types test slow browser format clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ serve: $(VENV)/.installed ## a local Prefect server and worker, until Ctrl-C
 
 test: check $(VENV)/.installed-test ## lint, types and all tests
 	@python -m pytest
+
+slow: $(VENV)/.installed-test ## the tests that take minutes: every environment through the whole pipeline
+	@python -m pytest -m slow
 
 check: lint types ## lint and types only
 
