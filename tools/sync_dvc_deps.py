@@ -57,9 +57,9 @@ def main() -> int:
 def stage_module(cmd: str) -> str:
     """Return the module that a stage's command runs: `python -m MODULE ...`."""
     words = shlex.split(cmd)
-    if words[:2] != ["python", "-m"]:
-        raise ValueError(f"a stage's command must begin with `python -m MODULE` (received {cmd!r})")
-    return words[2]
+    if words[:3] != ["exec", "python", "-m"]:
+        raise ValueError(f"a stage's command must begin with `exec python -m MODULE` (received {cmd!r})")
+    return words[3]
 
 
 def split_deps(deps: list[Any]) -> tuple[list[str], list[str]]:

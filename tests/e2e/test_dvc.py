@@ -166,8 +166,9 @@ def test_a_killed_training_ends_with_the_same_bytes(
     whole = Project(Path(shutil.copytree(project.root, tmp_path / "whole" / "macflow", symlinks=True)))
     repro = ("dvc", "repro", "--single-item", stage)
     whole.check(*repro)
-    # As under a supervisor that ignores SIGTERM: what is ignored, every child inherits.
-    running = project.start("sh", "-c", f"trap '' TERM; exec {' '.join(repro)}")
+    # As under a supervisor that ignores SIGTERM (what is ignored, every child inherits) and that names no
+    # SHELL: DVC's is then /bin/sh, which on Debian stays between DVC and the stage.
+    running = project.start("sh", "-c", f"trap '' TERM; unset SHELL; exec {' '.join(repro)}")
     checkpoint = project.root / f".macflow/checkpoints/{stage}.safetensors"
     wait_until(lambda: checkpoint.exists() or running.poll() is not None, 60, "a checkpoint")
     stages = project.processes(f"macflow.stages.{stage}")

@@ -163,7 +163,7 @@ def test_a_run_goes_to_the_end(served: Served) -> None:
     assert set(outcomes) == set(tasks)
 
     # Its own live log and its metrics for each stage.
-    assert "> python -m macflow.stages.distill" in served.log(tasks["distill"])
+    assert "> exec python -m macflow.stages.distill" in served.log(tasks["distill"])
     metrics = json.loads((project.root / "metrics/evaluate.json").read_text())
     rows = {row["metric"]: row["value"] for row in served.artifact("evaluate")}
     assert rows["policy.return_mean"] == metrics["policy"]["return_mean"]
