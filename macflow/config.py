@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
-from macflow.types import ConfigError
+from macflow.types import ATTENTION_HEADS, ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -72,12 +80,31 @@ class TrainingParams(Section):
 class FlowParams(Section):
     # joint: one field over all agents (Eq. 4). individual: one per agent (the paper's ablation).
     scope: Literal["joint", "individual"]
+    # mlp: all agents' observations and actions in one vector. transformer: one token per agent.
+    arch: Literal["mlp", "transformer"]
+    # Widths of the layers, or of the transformer's blocks.
     hidden: Hidden
     steps: Positive
     batch_size: Positive
     learning_rate: PositiveFloat
     # Euler steps of the sampler.
     euler_steps: Positive
+
+    @field_validator("arch")
+    @classmethod
+    def _attention_is_joint(cls, arch: str, info: ValidationInfo) -> str:
+        if arch == "transformer" and info.data.get("scope") == "individual":
+            raise ValueError("`transformer` joins agents by attention: it needs `flow.scope: joint`")
+        return arch
+
+    @field_validator("hidden")
+    @classmethod
+    def _blocks_of_one_width(cls, hidden: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        if info.data.get("arch") == "transformer" and (len(set(hidden)) > 1 or hidden[0] % ATTENTION_HEADS):
+            raise ValueError(
+                f"a transformer's blocks have one width, a multiple of its {ATTENTION_HEADS} heads"
+            )
+        return hidden
 
 
 class TeacherParams(Section):

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     # Environment workers import this module too, and have no use for torch.
     import torch
 
+# Of a transformer over agents: its width is a multiple of them.
+ATTENTION_HEADS = 4
+
 ActionKind = Literal["continuous", "discrete"]
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from macflow.nets.velocity import VelocityField
+from macflow.nets.velocity import Field
 
 
 def flow_matching_loss(
-    field: VelocityField, obs: Tensor, actions: Tensor, generator: torch.Generator
+    field: Field, obs: Tensor, actions: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return E ||v_phi(t, o, x_t) - (a - x0)||^2 with x_t = (1 - t) x0 + t a (Eq. 4).
 
@@ -29,7 +29,7 @@ def flow_matching_loss(
 
 @torch.no_grad()
 def sample_flow(
-    field: VelocityField, obs: Tensor, noise: Tensor, euler_steps: int, legal_actions: Tensor | None
+    field: Field, obs: Tensor, noise: Tensor, euler_steps: int, legal_actions: Tensor | None
 ) -> Tensor:
     """Integrate the field from noise to a joint action mu_phi(o, z) by Euler steps (Eq. 6).
 

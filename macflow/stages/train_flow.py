@@ -27,7 +27,9 @@ def main(arguments: argparse.Namespace) -> None:
     )
     dataset = load_prepared(arguments.data)
     sampler = TransitionSampler(dataset, run.device)
-    field = build_field(dataset.spec, params.scope, params.hidden, run.initializer).to(run.device)
+    field = build_field(dataset.spec, params.scope, params.arch, params.hidden, run.initializer).to(
+        run.device
+    )
     optimizer = adam(list(field.parameters()), params.learning_rate)
     state = TrainingState({"field": field}, optimizer, run.generator)
 

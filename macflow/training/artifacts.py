@@ -19,7 +19,7 @@ from macflow.algorithms.flow_matching import sample_flow
 from macflow.data.normalizer import Normalizer
 from macflow.files import read_json, write_json
 from macflow.nets.critic import MixedCritic, aggregate_ensemble
-from macflow.nets.velocity import VelocityField
+from macflow.nets.velocity import AttentionVelocityField, Field, VelocityField
 from macflow.policy import EpisodeNoise
 from macflow.types import ActionArray, DataError, MultiAgentSpec, Seen
 
@@ -32,7 +32,7 @@ class FlowArtifact:
 
     spec: MultiAgentSpec
     normalizer: Normalizer
-    field: VelocityField
+    field: Field
     euler_steps: int
 
     def sample(self, obs: Tensor, noise: Tensor, legal_actions: Tensor | None) -> Tensor:
@@ -117,7 +117,7 @@ def load_flow(folder: Path) -> FlowArtifact:
     manifest = _read_manifest(folder / "flow.json")
     spec = MultiAgentSpec.from_dict(manifest["spec"])
     params = manifest["params"]["flow"]
-    field = build_field(spec, params["scope"], params["hidden"], torch.Generator())
+    field = build_field(spec, params["scope"], params["arch"], params["hidden"], torch.Generator())
     _load_module(folder / "flow.safetensors", field)
     return FlowArtifact(spec, Normalizer.from_dict(manifest["normalizer"]), field, params["euler_steps"])
 
@@ -125,10 +125,15 @@ def load_flow(folder: Path) -> FlowArtifact:
 def build_field(
     spec: MultiAgentSpec,
     scope: Literal["joint", "individual"],
+    arch: Literal["mlp", "transformer"],
     hidden: Sequence[int],
     generator: torch.Generator,
-) -> VelocityField:
-    """Return a fresh velocity field for `spec`."""
+) -> Field:
+    """Return a fresh velocity field for `spec`; a transformer is joint whatever `scope` says."""
+    if arch == "transformer":
+        return AttentionVelocityField(
+            spec.n_agents, spec.obs_size, spec.action_size, spec.discrete, hidden, generator
+        )
     return VelocityField(
         spec.n_agents, spec.obs_size, spec.action_size, spec.discrete, scope, hidden, generator
     )
