@@ -63,7 +63,6 @@ def run_stages(folder: Path, stages: Iterable[str]) -> None:
     for stage in stages:
         # DVC's templating, as far as dvc.yaml uses it in commands: ${section.key}.
         text = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda m: str(params[m[1]][m[2]]), definition[stage]["cmd"])
-        command = shlex.split(text)
-        command[0] = sys.executable
+        arguments = shlex.split(text.removeprefix("exec python "))
         print(f"== {folder.name}: {stage}", flush=True)
-        subprocess.run(command, cwd=folder, check=True, env=environment)
+        subprocess.run([sys.executable, *arguments], cwd=folder, check=True, env=environment)
