@@ -25,6 +25,8 @@ Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# What the learning rate does over a training's steps: stay, or fall along half a cosine to zero.
+LearningRateSchedule = Literal["constant", "cosine"]
 Hidden = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 
@@ -87,6 +89,7 @@ class FlowParams(Section):
     steps: Positive
     batch_size: Positive
     learning_rate: PositiveFloat
+    schedule: LearningRateSchedule
     # Euler steps of the sampler.
     euler_steps: Positive
 
@@ -126,6 +129,7 @@ class CriticParams(Section):
     steps: Positive
     batch_size: Positive
     learning_rate: PositiveFloat
+    schedule: LearningRateSchedule
 
 
 class DistillParams(Section):
@@ -139,6 +143,7 @@ class DistillParams(Section):
     steps: Positive
     batch_size: Positive
     learning_rate: PositiveFloat
+    schedule: LearningRateSchedule
     # Steps between measurements of the bounds of Props. 4.2 and 4.3.
     diagnose_every: Positive
 

@@ -23,7 +23,7 @@ from macflow.stages._common import run_stage
 from macflow.stages._training import add_artifact_arguments, begin_training
 from macflow.training.artifacts import CriticArtifact, FlowArtifact, load_critic, load_flow, load_teacher
 from macflow.training.checkpoint import TrainingState
-from macflow.training.loop import adam, descend, train, write_curve
+from macflow.training.loop import adam, descend, learning_rate_of, train, write_curve
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -44,7 +44,7 @@ def main(arguments: argparse.Namespace) -> None:
     flow.field.to(run.device)
     critic.critic.to(run.device)
     policy = build_policy(dataset.spec, params.sharing, params.hidden, run.initializer).to(run.device)
-    optimizer = adam(list(policy.parameters()), params.learning_rate)
+    optimizer = adam(list(policy.parameters()))
     state = TrainingState({"policy": policy}, optimizer, run.generator)
 
     def step() -> dict[str, Tensor]:
@@ -69,6 +69,7 @@ def main(arguments: argparse.Namespace) -> None:
         state,
         params.steps,
         step,
+        learning_rate_of(params.schedule, params.learning_rate, params.steps),
         run.checkpoint,
         run.params.checkpoint_every,
         run.params.log_every,

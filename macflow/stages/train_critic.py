@@ -23,7 +23,7 @@ from macflow.training.artifacts import (
     save_critic,
 )
 from macflow.training.checkpoint import TrainingState
-from macflow.training.loop import adam, descend, train, write_curve
+from macflow.training.loop import adam, descend, learning_rate_of, train, write_curve
 from macflow.types import Batch
 
 
@@ -43,7 +43,7 @@ def main(arguments: argparse.Namespace) -> None:
         run.device
     )
     target = copy.deepcopy(critic).requires_grad_(False)
-    optimizer = adam(list(critic.parameters()), params.learning_rate)
+    optimizer = adam(list(critic.parameters()))
     state = TrainingState({"critic": critic, "target": target}, optimizer, run.generator)
 
     def step() -> dict[str, Tensor]:
@@ -59,6 +59,7 @@ def main(arguments: argparse.Namespace) -> None:
         state,
         params.steps,
         step,
+        learning_rate_of(params.schedule, params.learning_rate, params.steps),
         run.checkpoint,
         run.params.checkpoint_every,
         run.params.log_every,

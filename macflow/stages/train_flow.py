@@ -16,7 +16,7 @@ from macflow.stages._common import run_stage
 from macflow.stages._training import add_artifact_arguments, begin_training
 from macflow.training.artifacts import FlowArtifact, build_field, save_flow
 from macflow.training.checkpoint import TrainingState
-from macflow.training.loop import adam, descend, train, write_curve
+from macflow.training.loop import adam, descend, learning_rate_of, train, write_curve
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -30,7 +30,7 @@ def main(arguments: argparse.Namespace) -> None:
     field = build_field(dataset.spec, params.scope, params.arch, params.hidden, run.initializer).to(
         run.device
     )
-    optimizer = adam(list(field.parameters()), params.learning_rate)
+    optimizer = adam(list(field.parameters()))
     state = TrainingState({"field": field}, optimizer, run.generator)
 
     def step() -> dict[str, Tensor]:
@@ -44,6 +44,7 @@ def main(arguments: argparse.Namespace) -> None:
         state,
         params.steps,
         step,
+        learning_rate_of(params.schedule, params.learning_rate, params.steps),
         run.checkpoint,
         run.params.checkpoint_every,
         run.params.log_every,

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ def train(
     state: TrainingState,
     steps: int,
     step: Callable[[], dict[str, Tensor]],
+    learning_rate: Callable[[int], float],
     checkpoint: CheckpointFile,
     checkpoint_every: int,
     log_every: int,
@@ -39,6 +41,7 @@ def train(
 
     Args:
         step: takes one optimiser step and returns scalars to average into `state.curves["curve"]`.
+        learning_rate: of the optimiser step that follows the given number of steps.
         observe: returns a row for `state.curves["diagnostics"]`, called every `observe_every`
             steps, before the first and after the last.
 
@@ -52,6 +55,8 @@ def train(
     progress = _Progress(name, state.step, steps)
     sums: dict[str, Tensor | float] = dict(state.sums)
     while state.step < steps:
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(state.step)
         for key, value in step().items():
             sums[key] = sums.get(key, 0.0) + value
         state.step += 1
@@ -71,9 +76,21 @@ def train(
     progress.close()
 
 
-def adam(parameters: Sequence[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """Return the Adam optimiser of all stages."""
-    return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+def adam(parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the Adam optimiser of all stages; `train` sets its learning rate."""
+    return torch.optim.Adam(parameters, fused=True)
+
+
+def learning_rate_of(
+    schedule: Literal["constant", "cosine"], first: float, steps: int
+) -> Callable[[int], float]:
+    """Return the learning rate as a function of the steps taken: `first`, or from there to 0 after `steps`.
+
+    It depends on the step alone, so a resumed training continues it.
+    """
+    if schedule == "constant":
+        return lambda taken: first
+    return lambda taken: first * 0.5 * (1.0 + math.cos(math.pi * taken / steps))
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

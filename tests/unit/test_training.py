@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from macflow.nets.stacked import StackedMLP
 from macflow.training.checkpoint import CheckpointFile, TrainingState
-from macflow.training.loop import TrainingDivergedError, adam, train, write_curve
+from macflow.training.loop import TrainingDivergedError, adam, learning_rate_of, train, write_curve
 
 
 class Interrupted(Exception):
@@ -21,7 +22,7 @@ class Interrupted(Exception):
 def make_state(seed: int = 0) -> TrainingState:
     net = StackedMLP(1, 3, [8], 2, torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed)
-    return TrainingState({"net": net}, adam(list(net.parameters()), 1e-2), generator)
+    return TrainingState({"net": net}, adam(list(net.parameters())), generator)
 
 
 def run(
@@ -42,7 +43,8 @@ def run(
     def observe() -> dict[str, float]:
         return {"norm": float(sum(p.detach().square().sum() for p in net.parameters()))}
 
-    train("test", state, steps, step, CheckpointFile(path, fingerprint), 10, 7, observe, 15)
+    rate = learning_rate_of("cosine", 1e-2, steps)
+    train("test", state, steps, step, rate, CheckpointFile(path, fingerprint), 10, 7, observe, 15)
 
 
 @pytest.mark.parametrize("stop_after", [10, 13, 29])
@@ -59,6 +61,25 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, stop_after
     assert torch.equal(whole.generator.get_state(), resumed.generator.get_state())
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [0.2, 0.2, 0.2, 0.2]), ("cosine", [0.2, 0.1 * (1 + 0.5**0.5), 0.1, 0.1 * (1 - 0.5**0.5)])],
+)
+def test_each_step_is_taken_at_its_learning_rate(
+    tmp_path: Path, schedule: Literal["constant", "cosine"], expected: list[float]
+) -> None:
+    state = make_state()
+    used: list[float] = []
+
+    def step() -> dict[str, Tensor]:
+        used.extend(group["lr"] for group in state.optimizer.param_groups)
+        return {"x": torch.zeros(())}
+
+    file = CheckpointFile(tmp_path / "c.safetensors", "f")
+    train("test", state, 4, step, learning_rate_of(schedule, 0.2, 4), file, 10, 10)
+    assert used == pytest.approx(expected)
+
+
 def test_curves_average_over_their_interval_and_end_at_the_last_step(tmp_path: Path) -> None:
     state = make_state()
     values = iter(range(1, 11))
@@ -67,6 +88,7 @@ def test_curves_average_over_their_interval_and_end_at_the_last_step(tmp_path: P
         state,
         10,
         lambda: {"x": torch.tensor(float(next(values)))},
+        learning_rate_of("constant", 1e-2, 10),
         CheckpointFile(tmp_path / "c.safetensors", "f"),
         100,
         4,
@@ -114,6 +136,7 @@ def test_non_finite_loss_is_refused_with_its_name_and_steps(tmp_path: Path) -> N
             make_state(),
             20,
             lambda: {"x": torch.tensor(float("nan"))},
+            learning_rate_of("constant", 1e-2, 20),
             CheckpointFile(tmp_path / "c.safetensors", "f"),
             10,
             5,
