@@ -27,3 +27,8 @@ def decode_actions(spec: MultiAgentSpec, actions: Tensor) -> ActionArray:
     low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
     scaled: ActionArray = (low + (array + 1) / 2 * (high - low)).astype(np.float32)
     return scaled
+
+
+def of_legal(values: Tensor, legal_actions: Tensor | None) -> Tensor:
+    """Set what `values` (..., A) hold for illegal actions to zero; continuous actions (None) stay."""
+    return values if legal_actions is None else values * legal_actions

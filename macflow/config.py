@@ -82,6 +82,8 @@ class TrainingParams(Section):
 class FlowParams(Section):
     # joint: one field over all agents (Eq. 4). individual: one per agent (the paper's ablation).
     scope: Literal["joint", "individual"]
+    # velocity: squared error (Eq. 4). endpoint: the same flow of discrete actions, by cross-entropy.
+    objective: Literal["velocity", "endpoint"]
     # mlp: all agents' observations and actions in one vector. transformer: one token per agent.
     arch: Literal["mlp", "transformer"]
     # Widths of the layers, or of the transformer's blocks.

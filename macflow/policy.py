@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from macflow.actions import decode_actions
+from macflow.actions import decode_actions, of_legal
 from macflow.algorithms.distillation import masked_log_softmax
 from macflow.algorithms.flow_matching import one_hot_of_best_legal
 from macflow.data.normalizer import Normalizer
@@ -108,7 +108,7 @@ class Policy:
 
         Continuous: clipped to [-1, 1]. Discrete: probabilities over the legal actions.
         """
-        out: Tensor = self.net(self.normalizer.normalize_obs(obs), noise)
+        out: Tensor = self.net(self.normalizer.normalize_obs(obs), of_legal(noise, legal_actions))
         if legal_actions is None:
             return out.clamp(-1.0, 1.0)
         return masked_log_softmax(out, legal_actions).exp()

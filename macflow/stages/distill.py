@@ -9,6 +9,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
+from macflow.actions import of_legal
 from macflow.algorithms.distillation import distillation_loss
 from macflow.algorithms.flow_matching import one_hot_of_best_legal
 from macflow.config import DiagnoseParams, DistillParams, load_section
@@ -125,7 +126,7 @@ def _observer(
 
     def observe() -> dict[str, float]:
         with torch.no_grad():
-            out = policy(obs, noise)
+            out = policy(obs, of_legal(noise, legal))
         # What the agents will do: the best legal action where actions are discrete.
         actions = out.clamp(-1.0, 1.0) if legal is None else one_hot_of_best_legal(out, legal)
         shape = (params.states, m, n, a)

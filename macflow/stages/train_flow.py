@@ -17,6 +17,7 @@ from macflow.stages._training import add_artifact_arguments, begin_training
 from macflow.training.artifacts import FlowArtifact, build_field, save_flow
 from macflow.training.checkpoint import TrainingState
 from macflow.training.loop import adam, descend, learning_rate_of, train, write_curve
+from macflow.types import ConfigError
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -26,6 +27,11 @@ def main(arguments: argparse.Namespace) -> None:
         "train_flow", arguments.params, {"flow": params.model_dump(mode="json")}, {"data": arguments.data}
     )
     dataset = load_prepared(arguments.data)
+    if params.objective == "endpoint" and not dataset.spec.discrete:
+        raise ConfigError(
+            f"{arguments.params}: `flow.objective`: `endpoint` names a discrete action, and those of "
+            f"{arguments.data} are continuous; use `velocity` (received 'endpoint')"
+        )
     sampler = TransitionSampler(dataset, run.device)
     field = build_field(dataset.spec, params.scope, params.arch, params.hidden, run.initializer).to(
         run.device
@@ -35,7 +41,9 @@ def main(arguments: argparse.Namespace) -> None:
 
     def step() -> dict[str, Tensor]:
         batch = sampler.sample(params.batch_size, run.generator)
-        loss, info = flow_matching_loss(field, batch.obs, batch.actions, run.generator)
+        loss, info = flow_matching_loss(
+            field, batch.obs, batch.actions, batch.legal_actions, params.objective, run.generator
+        )
         descend(optimizer, loss)
         return info
 
@@ -52,7 +60,11 @@ def main(arguments: argparse.Namespace) -> None:
 
     curve = state.curves["curve"]
     flow = FlowArtifact(
-        dataset.spec, Normalizer.from_dict(dataset.meta["normalizer"]), field.cpu(), params.euler_steps
+        dataset.spec,
+        Normalizer.from_dict(dataset.meta["normalizer"]),
+        field.cpu(),
+        params.objective,
+        params.euler_steps,
     )
     with replace_directory(arguments.out) as folder:
         save_flow(folder, flow, run.manifest)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from macflow.actions import decode_actions
-from macflow.algorithms.flow_matching import sample_flow
+from macflow.algorithms.flow_matching import Objective, sample_flow
 from macflow.data.normalizer import Normalizer
 from macflow.files import read_json, write_json
 from macflow.nets.critic import MixedCritic, aggregate_ensemble
@@ -33,11 +33,12 @@ class FlowArtifact:
     spec: MultiAgentSpec
     normalizer: Normalizer
     field: Field
+    objective: Objective
     euler_steps: int
 
     def sample(self, obs: Tensor, noise: Tensor, legal_actions: Tensor | None) -> Tensor:
         """Map normalised obs (B, N, O) and noise (B, N, A) to joint actions (B, N, A) in flow space."""
-        return sample_flow(self.field, obs, noise, self.euler_steps, legal_actions)
+        return sample_flow(self.field, obs, noise, self.euler_steps, legal_actions, self.objective)
 
     def actor(self) -> FlowActor:
         """Return the flow as an `Actor`; it needs all agents' observations at once."""
@@ -119,7 +120,8 @@ def load_flow(folder: Path) -> FlowArtifact:
     params = manifest["params"]["flow"]
     field = build_field(spec, params["scope"], params["arch"], params["hidden"], torch.Generator())
     _load_module(folder / "flow.safetensors", field)
-    return FlowArtifact(spec, Normalizer.from_dict(manifest["normalizer"]), field, params["euler_steps"])
+    normalizer = Normalizer.from_dict(manifest["normalizer"])
+    return FlowArtifact(spec, normalizer, field, params["objective"], params["euler_steps"])
 
 
 def build_field(
