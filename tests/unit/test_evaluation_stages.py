@@ -57,11 +57,14 @@ def make_workspace(root: Path, env_id: str, behaviour: str) -> Path:
     generator = torch.Generator().manual_seed(0)
     for name in ("flow", "teacher", "critic", "policy"):
         (root / name).mkdir()
-    field = build_field(spec, "joint", (16,), generator)
-    flow = FlowArtifact(spec, normalizer, field, 10)
+    field = build_field(spec, "joint", "mlp", (16,), generator)
+    flow = FlowArtifact(spec, normalizer, field, "velocity", 10)
     save_flow(
-        root / "flow", flow, {"params": {"flow": {"scope": "joint", "hidden": [16], "euler_steps": 10}}}
-    )
+        root / "flow",
+        flow,
+        {"params": {"flow": {"scope": "joint", "arch": "mlp", "objective": "velocity", "hidden": [16],
+                             "euler_steps": 10}}},
+    )  # fmt: skip
     noise = torch.randn((len(dataset.obs), 2, spec.n_agents, spec.action_size), generator=generator)
     obs = normalizer.normalize_obs(dataset.obs)
     samples = [flow.sample(obs, noise[:, k], dataset.legal_actions) for k in range(2)]

@@ -13,7 +13,7 @@ from torch.nn import functional
 from macflow.nets.critic import MixedCritic, QMixer, aggregate_ensemble
 from macflow.nets.policy import OneStepPolicy
 from macflow.nets.stacked import StackedMLP, with_agent_ids
-from macflow.nets.velocity import VelocityField
+from macflow.nets.velocity import AttentionVelocityField, VelocityField
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -50,6 +50,56 @@ def test_joint_field_couples_agents_and_individual_field_does_not(discrete: bool
         out[0, 0].sum().backward()
         assert x.grad is not None
         assert bool((x.grad[0, 1:].abs() > 0).any()) is couples
+
+
+def attention_field(n_agents: int = 3, discrete: bool = False) -> AttentionVelocityField:
+    return AttentionVelocityField(n_agents, 4, 2, discrete, [16, 16], generator())
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_attention_field_turns_with_the_agents_once_ids_say_nothing(discrete: bool) -> None:
+    field = attention_field(5, discrete)
+    time = torch.rand(7, 1, generator=generator(1))
+    obs, x = torch.randn(7, 5, 4, generator=generator(2)), torch.randn(7, 5, 2, generator=generator(3))
+    order = torch.tensor([3, 0, 4, 1, 2])
+    with torch.no_grad():
+        assert not torch.allclose(field(time, obs[:, order], x[:, order]), field(time, obs, x)[:, order])
+        # Rows of the ids: the last of the embedding's inputs.
+        field.embed.weight[:, -5:] = 0.0
+        torch.testing.assert_close(field(time, obs[:, order], x[:, order]), field(time, obs, x)[:, order])
+
+
+def test_attention_field_couples_all_agents_and_no_samples() -> None:
+    field = attention_field()
+    x = torch.randn(2, 3, 2, generator=generator(1), requires_grad=True)
+    obs = torch.randn(2, 3, 4, generator=generator(2), requires_grad=True)
+    field(torch.rand(2, 1), obs, x)[0, 0].sum().backward()
+    for grad in (obs.grad, x.grad):
+        assert grad is not None
+        assert (grad[0].abs() > 0).all()
+        assert torch.count_nonzero(grad[1]) == 0
+
+
+def test_only_the_ids_share_of_an_attention_field_grows_with_the_agents() -> None:
+    def shapes(n_agents: int) -> dict[str, torch.Size]:
+        return {name: p.shape for name, p in attention_field(n_agents).named_parameters()}
+
+    few, many = shapes(3), shapes(40)
+    assert {name for name in few if few[name] != many[name]} == {"embed.weight"}
+    assert many["embed.weight"][1] - few["embed.weight"][1] == 37
+
+
+def test_gradients_reach_every_parameter_of_an_attention_field() -> None:
+    field = attention_field()
+    field(torch.rand(8, 1), torch.randn(8, 3, 4), torch.randn(8, 3, 2)).square().mean().backward()
+    for name, parameter in field.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_attention_fields_of_one_seed_are_equal() -> None:
+    first, second = attention_field().state_dict(), attention_field().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("sharing", ["shared", "separate"])
