@@ -59,8 +59,15 @@ def test_only_the_value_term_finds_the_rare_optimum(tmp_path: Path, mixer: str) 
     assert bounds["value_gap_bound_holds"]
 
 
-def test_the_joint_flow_solves_xor_and_independent_policies_do_not(tmp_path: Path) -> None:
-    folder = make_workspace(tmp_path / "xor", overrides("xor"), SHORT)
+@pytest.mark.parametrize(
+    "flow",
+    [{"arch": "mlp"}, {"arch": "transformer", "hidden": [32, 32], "objective": "endpoint"}],
+    ids=["mlp", "transformer"],
+)
+def test_the_joint_flow_solves_xor_and_independent_policies_do_not(
+    tmp_path: Path, flow: dict[str, Any]
+) -> None:
+    folder = make_workspace(tmp_path / "xor", overrides("xor"), SHORT, {"flow": flow})
     run_stages(folder, [*DATA_TO_CRITIC, "distill", "evaluate", "diagnose"])
     found = returns(folder)
     assert found["flow"] >= 0.95

@@ -95,6 +95,18 @@ def test_illegal_actions_are_never_taken(tmp_path: Path) -> None:
         assert actions["right"] in (0, 2)
 
 
+def test_noise_of_illegal_actions_changes_nothing(tmp_path: Path) -> None:
+    policy = write_bundle(tmp_path, discrete=True)
+    obs = torch.zeros(1, 2, 4)
+    legal = torch.tensor([[[False, True, True], [True, True, True]]])
+    noise = torch.ones(1, 2, 3)
+    changed = noise.clone()
+    changed[0, 0, 0] = 9.0
+    assert torch.equal(policy.sample(obs, noise, legal), policy.sample(obs, changed, legal))
+    changed[0, 0, 1] = 9.0
+    assert not torch.equal(policy.sample(obs, noise, legal), policy.sample(obs, changed, legal))
+
+
 def test_seed_fixes_the_actions(tmp_path: Path) -> None:
     policy = write_bundle(tmp_path)
     first = [policy.act(OBS)["left"] for _ in range(3)]

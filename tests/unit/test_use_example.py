@@ -65,6 +65,15 @@ def test_keywords_are_replaced_as_a_whole(params: Path, tmp_path: Path) -> None:
         ("flwo: {steps: 3}", r"`flwo`: there is no such parameter \(received"),
         ("flow: {step: 3}", r"`flow\.step`: there is no such parameter \(received 3\)"),
         ("flow: {steps: -3}", r"params\.yaml: `flow\.steps`: .*greater than 0 \(received -3\)"),
+        (
+            "flow: {scope: individual, arch: transformer}",
+            r"params\.yaml: `flow\.arch`: .*needs `flow\.scope: joint` \(received 'transformer'\)",
+        ),
+        (
+            "flow: {arch: transformer, hidden: [64, 32]}",
+            r"`flow\.hidden`: .*one width.*\(received \[64, 32\]\)",
+        ),
+        ("flow: {arch: transformer, hidden: [30]}", r"`flow\.hidden`: .*multiple of its 4 heads"),
         ("flow: 3", r"params\.yaml: `flow`: .*\(received 3\)"),
         ("- 3", r"example\.yaml: must map names to values"),
         ("a: [", r"example\.yaml: not valid YAML"),
