@@ -157,10 +157,10 @@ def test_endpoint_flow_keeps_both_joint_modes(arch: str) -> None:
     if arch == "mlp":
         field = VelocityField(2, 1, 3, True, "joint", [64, 64], generator)
     else:
-        field = AttentionVelocityField(2, 1, 3, True, [32, 32], generator)
+        field = AttentionVelocityField(2, 1, 3, True, [16, 16], generator)
     optimizer = torch.optim.Adam(field.parameters(), lr=3e-3)
-    for _ in range(400):
-        obs, legal, actions = discrete_batch(256, generator)
+    for _ in range(250):
+        obs, legal, actions = discrete_batch(128, generator)
         loss, _ = flow_matching_loss(field, obs, actions, legal, "endpoint", generator)
         optimizer.zero_grad()
         loss.backward()
