@@ -141,6 +141,8 @@ class DistillParams(Section):
     q_term: bool
     # shared: one net, agent id appended. separate: one net per agent.
     sharing: Literal["shared", "separate"]
+    # individual: each agent its own. common: all see the joint noise, drawn from a shared seed and step.
+    noise: Literal["individual", "common"]
     hidden: Hidden
     steps: Positive
     batch_size: Positive

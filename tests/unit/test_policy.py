@@ -11,6 +11,7 @@ import torch
 
 import macflow
 from macflow.data.normalizer import Normalizer
+from macflow.nets.policy import Noise, Sharing
 from macflow.policy import EpisodeNoise, Policy, build_policy, load_policy, save_policy
 from macflow.types import DataError, MultiAgentSpec
 
@@ -28,7 +29,9 @@ def make_spec(discrete: bool) -> MultiAgentSpec:
     )
 
 
-def write_bundle(folder: Path, discrete: bool = False, sharing: str = "shared") -> Policy:
+def write_bundle(
+    folder: Path, discrete: bool = False, sharing: Sharing = "shared", noise: Noise = "individual"
+) -> Policy:
     spec = make_spec(discrete)
     g = torch.Generator().manual_seed(0)
     rng = np.random.default_rng(0)
@@ -41,7 +44,7 @@ def write_bundle(folder: Path, discrete: bool = False, sharing: str = "shared") 
             "reward_scale": 1.0,
         }
     )
-    net = build_policy(spec, sharing, [16], g)
+    net = build_policy(spec, sharing, noise, [16], g)
     folder.mkdir(exist_ok=True)
     save_policy(
         folder,
@@ -56,16 +59,43 @@ def write_bundle(folder: Path, discrete: bool = False, sharing: str = "shared") 
 OBS = {"left": [0.1, -0.2, 0.3], "right": [0.1, 0.2, -0.3, 0.4]}
 
 
+@pytest.mark.parametrize("noise", ["individual", "common"])
 @pytest.mark.parametrize("sharing", ["shared", "separate"])
 @pytest.mark.parametrize("discrete", [False, True])
-def test_acting_alone_equals_acting_together(tmp_path: Path, discrete: bool, sharing: str) -> None:
-    together = write_bundle(tmp_path, discrete, sharing)
+def test_acting_alone_equals_acting_together(
+    tmp_path: Path, discrete: bool, sharing: Sharing, noise: Noise
+) -> None:
+    together = write_bundle(tmp_path, discrete, sharing, noise)
     apart = load_policy(tmp_path, seed=7)
     for _ in range(3):
         joint = together.act(OBS)
         alone = {agent: apart.agent(agent).act(obs) for agent, obs in reversed(OBS.items())}
         for agent in OBS:
             np.testing.assert_allclose(joint[agent], alone[agent], atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", ["individual", "common"])
+def test_agents_that_have_acted_unequally_often_still_draw_by_their_own_count(
+    tmp_path: Path, noise: Noise
+) -> None:
+    policy = write_bundle(tmp_path, noise=noise)
+    plain = [policy.act(OBS) for _ in range(3)]
+    policy.seed(7)
+    policy.act({"left": OBS["left"]})
+    mixed = [policy.act(OBS) for _ in range(2)]
+    np.testing.assert_array_equal([a["left"] for a in mixed], [a["left"] for a in plain[1:]])
+    np.testing.assert_array_equal([a["right"] for a in mixed], [a["right"] for a in plain[:2]])
+
+
+@pytest.mark.parametrize("noise", ["individual", "common"])
+def test_an_agent_that_joins_late_draws_as_if_it_had_been_there(tmp_path: Path, noise: Noise) -> None:
+    policy = write_bundle(tmp_path, noise=noise)
+    whole = [policy.act(OBS)["left"] for _ in range(4)]
+    late = load_policy(tmp_path, seed=0)
+    late.seed(7, step=2)
+    np.testing.assert_array_equal(whole[2:], [late.agent("left").act(OBS["left"]) for _ in range(2)])
+    with pytest.raises(ValueError, match="`step` must be 0 or more, received -1"):
+        late.seed(7, step=-1)
 
 
 def test_actions_lie_within_the_environments_bounds_and_vary(tmp_path: Path) -> None:
@@ -136,7 +166,7 @@ def test_unknown_agent_is_refused_before_it_acts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["no manifest", "no weights", "bad json", "other version", "other weights"]
+    "damage", ["no manifest", "no weights", "bad json", "other version", "other noise", "other weights"]
 )
 def test_damaged_bundles_are_refused_by_file(tmp_path: Path, damage: str) -> None:
     write_bundle(tmp_path)
@@ -149,6 +179,8 @@ def test_damaged_bundles_are_refused_by_file(tmp_path: Path, damage: str) -> Non
         manifest.write_text("{")
     elif damage == "other version":
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 99}))
+    elif damage == "other noise":
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"noise": "pink"}))
     else:
         weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(DataError, match=r"policy\.(json|safetensors)"):
