@@ -41,9 +41,12 @@ class Policy:
         spec: MultiAgentSpec,
         normalizer: Normalizer,
         net: OneStepPolicy,
+        acting_noise: float,
         manifest: Mapping[str, Any],
         seed: int = 0,
     ) -> None:
+        """Take `acting_noise`, the standard deviation of the noise to act with, from the bundle."""
+        self.acting_noise = acting_noise
         self.spec = spec
         self.normalizer = normalizer
         self.net = net
@@ -131,10 +134,10 @@ class Policy:
         """Return the noise (N, A) of a step; with individual noise that of the given agents, else zero."""
         shape = (self.spec.n_agents, self.spec.action_size)
         if self.net.noise == "common":
-            return _standard_normal(self._seed, (step,), shape)
+            return self.acting_noise * _standard_normal(self._seed, (step,), shape)
         noise = np.zeros(shape, np.float32)
         for i in agents:
-            noise[i] = _standard_normal(self._seed, (step, i), shape[1:])
+            noise[i] = self.acting_noise * _standard_normal(self._seed, (step, i), shape[1:])
         return noise
 
     def _index(self, agent: str) -> int:
@@ -215,7 +218,8 @@ class PolicyActor:
 
     def act(self, seen: Seen) -> ActionArray:
         """Map raw observations (E, N, O) to environment actions."""
-        return self.policy.act_batch(np.asarray(seen.obs, np.float32), self.noise.draw(), seen.legal_actions)
+        noise = self.policy.acting_noise * self.noise.draw()
+        return self.policy.act_batch(np.asarray(seen.obs, np.float32), noise, seen.legal_actions)
 
 
 def save_policy(
@@ -223,12 +227,18 @@ def save_policy(
     spec: MultiAgentSpec,
     normalizer: Normalizer,
     net: OneStepPolicy,
+    acting_noise: float,
     manifest: Mapping[str, Any],
 ) -> None:
     """Write policy.safetensors and policy.json; `manifest` adds environment, parameters, provenance."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     save_file(tensors, folder / "policy.safetensors")
-    content = {"spec": spec.to_dict(), "normalizer": normalizer.to_dict(), "noise": net.noise}
+    content = {
+        "spec": spec.to_dict(),
+        "normalizer": normalizer.to_dict(),
+        "noise": net.noise,
+        "acting_noise": acting_noise,
+    }
     write_json(folder / "policy.json", {"schema_version": SCHEMA_VERSION} | content | dict(manifest))
 
 
@@ -252,13 +262,14 @@ def load_policy(path: str | Path, seed: int = 0) -> Policy:
         spec = MultiAgentSpec.from_dict(manifest["spec"])
         normalizer = Normalizer.from_dict(manifest["normalizer"])
         params = manifest["params"]["distill"]
+        acting_noise = float(manifest["acting_noise"])
         if manifest["noise"] not in get_args(Noise):
             raise DataError(
                 f"{folder / 'policy.json'}: `noise` must be one of {', '.join(get_args(Noise))}, "
                 f"received {manifest['noise']!r}"
             )
         net = build_policy(spec, params["sharing"], manifest["noise"], params["hidden"], torch.Generator())
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder / 'policy.json'}: not a policy manifest: {error!r}") from None
     weights = folder / "policy.safetensors"
     try:
@@ -266,7 +277,7 @@ def load_policy(path: str | Path, seed: int = 0) -> Policy:
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DataError(f"{weights}: not the weights of this policy: {error}") from None
     net.requires_grad_(False)
-    return Policy(spec, normalizer, net, manifest, seed)
+    return Policy(spec, normalizer, net, acting_noise, manifest, seed)
 
 
 def build_policy(

@@ -83,7 +83,7 @@ def main(arguments: argparse.Namespace) -> None:
     manifest = run.manifest | {"env": dataset.meta["env"], "source": dataset.meta["source"]}
     normalizer = Normalizer.from_dict(dataset.meta["normalizer"])
     with replace_directory(arguments.out) as folder:
-        save_policy(folder, dataset.spec, normalizer, policy.cpu(), manifest)
+        save_policy(folder, dataset.spec, normalizer, policy.cpu(), params.acting_noise, manifest)
     with replace_directory(arguments.plots) as folder:
         write_curve(folder / "curve.csv", curve)
         write_curve(folder / "diagnostics.csv", bounds)

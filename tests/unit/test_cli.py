@@ -61,7 +61,7 @@ def save_landmark_policy(folder: Path, env: dict[str, Any] | None) -> Path:
     manifest: dict[str, Any] = {"params": {"distill": {"sharing": "shared", "hidden": [8]}}}
     if env is not None:
         manifest["env"] = env
-    save_policy(folder, spec, Normalizer(0 * ones, ones, 0 * state, state, 1.0), net, manifest)
+    save_policy(folder, spec, Normalizer(0 * ones, ones, 0 * state, state, 1.0), net, 1.0, manifest)
     return folder
 
 

@@ -13,7 +13,7 @@ import macflow
 from macflow.data.normalizer import Normalizer
 from macflow.nets.policy import Noise, Sharing
 from macflow.policy import EpisodeNoise, Policy, build_policy, load_policy, save_policy
-from macflow.types import DataError, MultiAgentSpec
+from macflow.types import BatchObs, DataError, MultiAgentSpec
 
 
 def make_spec(discrete: bool) -> MultiAgentSpec:
@@ -30,7 +30,11 @@ def make_spec(discrete: bool) -> MultiAgentSpec:
 
 
 def write_bundle(
-    folder: Path, discrete: bool = False, sharing: Sharing = "shared", noise: Noise = "individual"
+    folder: Path,
+    discrete: bool = False,
+    sharing: Sharing = "shared",
+    noise: Noise = "individual",
+    acting_noise: float = 1.0,
 ) -> Policy:
     spec = make_spec(discrete)
     g = torch.Generator().manual_seed(0)
@@ -51,6 +55,7 @@ def write_bundle(
         spec,
         normalizer,
         net,
+        acting_noise,
         {"params": {"distill": {"sharing": sharing, "hidden": [16]}}, "env": {}},
     )
     return load_policy(folder, seed=7)
@@ -123,6 +128,29 @@ def test_illegal_actions_are_never_taken(tmp_path: Path) -> None:
         actions = policy.act(OBS, legal)
         assert actions["left"] == 1
         assert actions["right"] in (0, 2)
+
+
+@pytest.mark.parametrize("noise", ["individual", "common"])
+def test_without_acting_noise_there_is_no_chance_in_acting(tmp_path: Path, noise: Noise) -> None:
+    policy = write_bundle(tmp_path, noise=noise, acting_noise=0.0)
+    rows = np.zeros((1, 2, 4), np.float32)
+    rows[0, 0, :3], rows[0, 1] = OBS["left"], OBS["right"]
+    expected = policy.act_batch(rows, torch.zeros(1, 2, 2), None)[0]
+    for _ in range(2):
+        np.testing.assert_array_equal(np.stack(list(policy.act(OBS).values())), expected)
+    actor = policy.actor()
+    actor.reset([3])
+    np.testing.assert_array_equal(actor.act(BatchObs(rows, np.zeros((1, 2), np.float32), None))[0], expected)
+
+
+def test_acting_noise_scales_the_noise(tmp_path: Path) -> None:
+    half, whole = (write_bundle(tmp_path / str(scale), acting_noise=scale) for scale in (0.5, 1.0))
+    for policy in (half, whole):
+        with torch.no_grad():
+            # To first order in weights this small, actions move in proportion to the noise.
+            policy.net.net.head.weight.mul_(1e-3)
+    away = [np.stack([p.act(OBS)["left"] for _ in range(400)]).std(axis=0) for p in (half, whole)]
+    np.testing.assert_allclose(away[0], 0.5 * away[1], rtol=0.2)
 
 
 def test_seed_fixes_the_actions(tmp_path: Path) -> None:
