@@ -277,7 +277,8 @@ def _joint_actions(root: Path, rng: np.random.Generator) -> None:
 
 def _artifacts(root: Path, rng: np.random.Generator) -> None:
     source = {
-        "kind": "recorded",
+        "kind": "minari",
+        "path": "data/raw",
         "dataset_id": f"{DATASET}-v0",
         "behaviour": {"name": "medium", "seed": 0},
     }
