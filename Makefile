@@ -25,8 +25,9 @@ help: ## say what there is
 demo: repro ## from nothing to a trained policy and its report
 	@python tools/demo_summary.py
 
-repro: $(VENV)/.installed ## bring the pipeline up to date: dvc repro
-	@dvc repro
+# All stages; but `record` only where `prepare.raw` names what it makes.
+repro: $(VENV)/.installed ## bring the pipeline up to date: dvc repro report
+	@dvc repro report
 
 serve: $(VENV)/.installed ## a local Prefect server and worker, until Ctrl-C
 	@exec python -m flows.serve

@@ -1,4 +1,4 @@
-"""Measure what Q-maximisation adds on `game/rare-optimum`, and the joint flow on `game/xor`.
+"""Measure what Q-maximisation adds on `game/rare-optimum`, and what common noise adds on `game/xor`.
 
     python benchmarks/games.py --seeds 0 1 2 --workspace build/games
 
@@ -27,6 +27,10 @@ RARE_OPTIMUM: dict[str, Mapping[str, Any]] = {
     "MAC-Flow, alpha 3": {"distill": {"alpha": 3.0}},
     "MAC-Flow, the game's alpha": {},
 }
+XOR: dict[str, Mapping[str, Any]] = {
+    "MAC-Flow": {},
+    "MAC-Flow, common noise": {"distill": {"noise": "common"}},
+}
 ARTIFACTS = ("data/prepared", "models/flow", "models/teacher", "models/critic")
 
 
@@ -39,7 +43,7 @@ def main() -> None:
 
     rows: dict[str, list[float]] = {}
     for seed in arguments.seeds:
-        for game, variants in (("rare_optimum", RARE_OPTIMUM), ("xor", {"MAC-Flow": {}})):
+        for game, variants in (("rare_optimum", RARE_OPTIMUM), ("xor", XOR)):
             override = yaml.safe_load((ROOT / "examples" / f"{game}.yaml").read_text())
             seeded = {"training": {"seed": seed}}
             base = make_workspace(arguments.workspace / f"{game}-{seed}", override, seeded)
@@ -58,7 +62,7 @@ def main() -> None:
                 rows.setdefault(f"{game}: {variant}, one-step policy", []).append(
                     metrics["policy"]["return_mean"]
                 )
-                rows.setdefault(f"{game}: joint flow", []).append(metrics["flow"]["return_mean"])
+            rows.setdefault(f"{game}: joint flow", []).append(metrics["flow"]["return_mean"])
 
     print("\n| | mean return | over seeds |\n|---|---|---|")
     for name, values in rows.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -221,20 +220,24 @@ def import_dataset(
             env_spec=env_spec,
         )
     else:
-        imported = _read_vault(
+        from macflow.data.importers.og_marl import DOWNLOADS, VaultOptions, read_og_marl
+
+        options = VaultOptions(
+            time_limit=time_limit,
+            action_kind=action_kind.value if action_kind else None,
+            n_actions=n_actions,
+            action_bounds=action_bounds,
+            obs_dims=_parse_sizes(obs_dims),
+            infos=(infos or Infos.check).value,
+        )
+        imported = read_og_marl(
             source,
             uid,
             target,
-            env_spec,
-            {"sha256": sha256} | ({} if downloads is None else {"downloads": downloads}),
-            {
-                "time_limit": time_limit,
-                "action_kind": action_kind.value if action_kind else None,
-                "n_actions": n_actions,
-                "action_bounds": action_bounds,
-                "obs_dims": _parse_sizes(obs_dims),
-            }
-            | ({} if infos is None else {"infos": infos.value}),
+            options,
+            env_spec=env_spec,
+            downloads=downloads or DOWNLOADS,
+            sha256=sha256,
         )
     if chosen is not None:
         imported = _with_environment(imported, chosen, replaces=source_format is ImportFormat.og_marl)
@@ -309,39 +312,10 @@ def _with_environment(imported: Imported, chosen: _Environment, replaces: bool) 
 
 def _with_catalogued_environment(imported: Imported, named: Mapping[str, Any]) -> Imported:
     """Check a published dataset against the environment that it is believed to come from."""
-    from macflow.data.importers.imported import name_agents
-
     try:
-        chosen = _environment(named["id"], named["kwargs"])
-        fitted = imported if chosen.spec is None else name_agents(imported, chosen.spec)
-        return _with_environment(fitted, chosen, replaces=True)
+        return _with_environment(imported, _environment(named["id"], named["kwargs"]), replaces=True)
     except ConfigError as error:
         return replace(imported, env=None, notes=(*imported.notes, f"no environment recorded: {error}"))
-
-
-def _read_vault(
-    source: str,
-    uid: str | None,
-    target: Path,
-    env_spec: MultiAgentSpec | None,
-    archive: Mapping[str, Any],
-    options: dict[str, Any],
-) -> Imported:
-    """Read a vault; the environment fills in what neither the vault nor an option tells."""
-    from macflow.data.importers.imported import name_agents
-    from macflow.data.importers.og_marl import VaultOptions, read_og_marl
-
-    if env_spec is not None:
-        bounds = set(zip(env_spec.action_low, env_spec.action_high, strict=True))
-        if options["action_bounds"] is None and not env_spec.discrete and len(bounds) == 1:
-            options["action_bounds"] = bounds.pop()
-        if len(set(env_spec.obs_dims)) > 1:
-            options["obs_dims"] = options["obs_dims"] or env_spec.obs_dims
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the result, where there is room for what is unpacked.
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
-        imported = read_og_marl(source, uid, VaultOptions(**options), work=Path(work), **archive)
-    return imported if env_spec is None else name_agents(imported, env_spec)
 
 
 def _refuse_foreign(chosen: ImportFormat, given: Mapping[str, Any]) -> None:

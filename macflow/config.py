@@ -141,6 +141,10 @@ class DistillParams(Section):
     q_term: bool
     # shared: one net, agent id appended. separate: one net per agent.
     sharing: Literal["shared", "separate"]
+    # individual: each agent its own. common: all see the joint noise, drawn from a shared seed and step.
+    noise: Literal["individual", "common"]
+    # Standard deviation of the noise that agents act with; they are trained at 1. 0: no chance in acting.
+    acting_noise: Annotated[float, Field(ge=0, le=1)]
     hidden: Hidden
     steps: Positive
     batch_size: Positive

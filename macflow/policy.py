@@ -6,9 +6,9 @@ policy was made from. Neither the dataset, DVC nor the environment is needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from macflow.actions import decode_actions, of_legal
+from macflow.actions import decode_actions
 from macflow.algorithms.distillation import masked_log_softmax
 from macflow.algorithms.flow_matching import one_hot_of_best_legal
 from macflow.data.normalizer import Normalizer
 from macflow.files import read_json, write_json
-from macflow.nets.policy import OneStepPolicy
+from macflow.nets.policy import Noise, OneStepPolicy, Sharing
 from macflow.types import ActionArray, BoolArray, DataError, FloatArray, MultiAgentSpec, Seen
 
 SCHEMA_VERSION = 1
@@ -31,8 +31,9 @@ SCHEMA_VERSION = 1
 class Policy:
     """Decentralised one-step policies of all agents, acting on raw observations.
 
-    Agent i draws its noise from a stream of its own, seeded by (seed, i): acting together and
-    acting alone give the same actions.
+    Acting together and acting alone give the same actions. With individual noise agent i draws from a
+    stream of its own, by (seed, t, i). With common noise all agents draw the joint noise of
+    step t from (seed, t): wherever they run, they need to share the seed and to count the same steps.
     """
 
     def __init__(
@@ -40,21 +41,29 @@ class Policy:
         spec: MultiAgentSpec,
         normalizer: Normalizer,
         net: OneStepPolicy,
+        acting_noise: float,
         manifest: Mapping[str, Any],
         seed: int = 0,
     ) -> None:
+        """Take `acting_noise`, the standard deviation of the noise to act with, from the bundle."""
+        self.acting_noise = acting_noise
         self.spec = spec
         self.normalizer = normalizer
         self.net = net
         self.manifest = manifest
         self.seed(seed)
 
-    def seed(self, seed: int) -> None:
-        """Restart every agent's noise stream."""
-        self._streams = [
-            np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,)))
-            for i in range(self.spec.n_agents)
-        ]
+    def seed(self, seed: int, step: int = 0) -> None:
+        """Restart every agent's noise at a step, so that an agent that joins late draws as the others do.
+
+        Raises:
+            ValueError: where a number is negative.
+        """
+        for name, value in (("seed", seed), ("step", step)):
+            if value < 0:
+                raise ValueError(f"`{name}` must be 0 or more, received {value}")
+        self._seed = seed
+        self._steps = [step] * self.spec.n_agents
 
     def act(
         self, obs: Mapping[str, ArrayLike], legal_actions: Mapping[str, ArrayLike] | None = None
@@ -73,17 +82,25 @@ class Policy:
         """
         n, a = self.spec.n_agents, self.spec.action_size
         rows = np.zeros((1, n, self.spec.obs_size), np.float32)
-        noise = np.zeros((1, n, a), np.float32)
         legal = np.ones((1, n, a), np.bool_)
         indices = {agent: self._index(agent) for agent in obs}
         for agent, i in indices.items():
             rows[0, i, : self.spec.obs_dims[i]] = self._checked_obs(agent, i, obs[agent])
             if legal_actions is not None and agent in legal_actions:
                 legal[0, i] = self._checked_legal(agent, legal_actions[agent])
+        masks = legal if self.spec.discrete else None
+        chosen: dict[str, Any] = {}
+        # Agents that have acted equally often share a pass: as a rule, all of them.
+        for step in {self._steps[i] for i in indices.values()}:
+            now = {agent: i for agent, i in indices.items() if self._steps[i] == step}
+            noise = torch.from_numpy(self._noise_at(step, now.values())).unsqueeze(0)
+            actions = self.act_batch(rows, noise, masks)[0]
+            chosen |= {
+                agent: int(actions[i]) if self.spec.discrete else actions[i] for agent, i in now.items()
+            }
         for i in indices.values():
-            noise[0, i] = self._streams[i].standard_normal(a, np.float32)
-        actions = self.act_batch(rows, torch.from_numpy(noise), legal if self.spec.discrete else None)[0]
-        return {agent: int(actions[i]) if self.spec.discrete else actions[i] for agent, i in indices.items()}
+            self._steps[i] += 1
+        return {agent: chosen[agent] for agent in obs}
 
     def agent(self, agent_id: str) -> AgentPolicy:
         """Return the policy of one agent, which needs that agent's observation alone."""
@@ -108,10 +125,20 @@ class Policy:
 
         Continuous: clipped to [-1, 1]. Discrete: probabilities over the legal actions.
         """
-        out: Tensor = self.net(self.normalizer.normalize_obs(obs), of_legal(noise, legal_actions))
+        out: Tensor = self.net(self.normalizer.normalize_obs(obs), noise, legal_actions)
         if legal_actions is None:
             return out.clamp(-1.0, 1.0)
         return masked_log_softmax(out, legal_actions).exp()
+
+    def _noise_at(self, step: int, agents: Iterable[int]) -> FloatArray:
+        """Return the noise (N, A) of a step; with individual noise that of the given agents, else zero."""
+        shape = (self.spec.n_agents, self.spec.action_size)
+        if self.net.noise == "common":
+            return self.acting_noise * _standard_normal(self._seed, (step,), shape)
+        noise = np.zeros(shape, np.float32)
+        for i in agents:
+            noise[i] = self.acting_noise * _standard_normal(self._seed, (step, i), shape[1:])
+        return noise
 
     def _index(self, agent: str) -> int:
         try:
@@ -153,6 +180,11 @@ class AgentPolicy:
         return self._policy.act({self.agent_id: obs}, legal)[self.agent_id]
 
 
+def _standard_normal(seed: int, key: tuple[int, ...], shape: tuple[int, ...]) -> FloatArray:
+    stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+    return stream.standard_normal(shape, np.float32)
+
+
 # Environments seed their own streams with the same numbers; the policies' noise must not repeat them.
 _NOISE_STREAM = 0x6E6F6973
 
@@ -186,7 +218,8 @@ class PolicyActor:
 
     def act(self, seen: Seen) -> ActionArray:
         """Map raw observations (E, N, O) to environment actions."""
-        return self.policy.act_batch(np.asarray(seen.obs, np.float32), self.noise.draw(), seen.legal_actions)
+        noise = self.policy.acting_noise * self.noise.draw()
+        return self.policy.act_batch(np.asarray(seen.obs, np.float32), noise, seen.legal_actions)
 
 
 def save_policy(
@@ -194,12 +227,18 @@ def save_policy(
     spec: MultiAgentSpec,
     normalizer: Normalizer,
     net: OneStepPolicy,
+    acting_noise: float,
     manifest: Mapping[str, Any],
 ) -> None:
     """Write policy.safetensors and policy.json; `manifest` adds environment, parameters, provenance."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     save_file(tensors, folder / "policy.safetensors")
-    content = {"spec": spec.to_dict(), "normalizer": normalizer.to_dict(), "noise": "individual"}
+    content = {
+        "spec": spec.to_dict(),
+        "normalizer": normalizer.to_dict(),
+        "noise": net.noise,
+        "acting_noise": acting_noise,
+    }
     write_json(folder / "policy.json", {"schema_version": SCHEMA_VERSION} | content | dict(manifest))
 
 
@@ -223,8 +262,14 @@ def load_policy(path: str | Path, seed: int = 0) -> Policy:
         spec = MultiAgentSpec.from_dict(manifest["spec"])
         normalizer = Normalizer.from_dict(manifest["normalizer"])
         params = manifest["params"]["distill"]
-        net = build_policy(spec, params["sharing"], params["hidden"], torch.Generator())
-    except (KeyError, TypeError) as error:
+        acting_noise = float(manifest["acting_noise"])
+        if manifest["noise"] not in get_args(Noise):
+            raise DataError(
+                f"{folder / 'policy.json'}: `noise` must be one of {', '.join(get_args(Noise))}, "
+                f"received {manifest['noise']!r}"
+            )
+        net = build_policy(spec, params["sharing"], manifest["noise"], params["hidden"], torch.Generator())
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder / 'policy.json'}: not a policy manifest: {error!r}") from None
     weights = folder / "policy.safetensors"
     try:
@@ -232,11 +277,15 @@ def load_policy(path: str | Path, seed: int = 0) -> Policy:
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DataError(f"{weights}: not the weights of this policy: {error}") from None
     net.requires_grad_(False)
-    return Policy(spec, normalizer, net, manifest, seed)
+    return Policy(spec, normalizer, net, acting_noise, manifest, seed)
 
 
 def build_policy(
-    spec: MultiAgentSpec, sharing: Any, hidden: Sequence[int], generator: torch.Generator
+    spec: MultiAgentSpec,
+    sharing: Sharing,
+    noise: Noise,
+    hidden: Sequence[int],
+    generator: torch.Generator,
 ) -> OneStepPolicy:
     """Return fresh one-step policies for `spec`."""
-    return OneStepPolicy(spec.n_agents, spec.obs_size, spec.action_size, sharing, hidden, generator)
+    return OneStepPolicy(spec.n_agents, spec.obs_size, spec.action_size, sharing, noise, hidden, generator)

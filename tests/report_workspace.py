@@ -24,7 +24,7 @@ PARAM_SECTIONS: dict[str, dict[str, Any]] = {
     "flow": {"scope": "joint", "hidden": [256, 256, 256], "steps": 8000, "learning_rate": 3.0e-4},
     "teacher": {"samples": 8, "seed": 0},
     "critic": {"mixer": "mean", "next_action": "flow_best_of", "discount": 0.95, "steps": 8000},
-    "distill": {"alpha": 3.0, "q_term": True, "sharing": "shared", "steps": 8000},
+    "distill": {"alpha": 3.0, "q_term": True, "sharing": "shared", "noise": "individual", "steps": 8000},
     "evaluate": {"episodes": 200, "seed": 1000, "n_envs": 50, "workers": 2},
     "diagnose": {"states": 64, "samples": 128, "seed": 0, "factorisation_ratio": 0.5},
     "report": {"title": "MAC-Flow on MPE spread"},
@@ -277,7 +277,8 @@ def _joint_actions(root: Path, rng: np.random.Generator) -> None:
 
 def _artifacts(root: Path, rng: np.random.Generator) -> None:
     source = {
-        "kind": "recorded",
+        "kind": "minari",
+        "path": "data/raw",
         "dataset_id": f"{DATASET}-v0",
         "behaviour": {"name": "medium", "seed": 0},
     }

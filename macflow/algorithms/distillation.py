@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from macflow.actions import of_legal
 from macflow.nets.critic import MixedCritic, aggregate_ensemble
 from macflow.nets.policy import OneStepPolicy
 
@@ -38,7 +37,7 @@ def distillation_loss(
         noise: (B, N, A). teacher: (B, N, A) = mu_phi(o, z) at that noise.
         legal_actions: (B, N, A) bool, or None for continuous actions.
     """
-    out = policy(obs, of_legal(noise, legal_actions))  # (B, N, A)
+    out = policy(obs, noise, legal_actions)  # (B, N, A)
     if legal_actions is None:
         actions = out.clamp(-1.0, 1.0)
         distill = (out - teacher).square().sum(dim=-1).mean()

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ class _Field:
     dtype: str
     kinds: frozenset[int]  # HDF5 type classes that convert to dtype without harm
     in_infos: bool = False
+
+    @cached_property
+    def memory_type(self) -> h5t.TypeID:
+        """Return `dtype` in HDF5's terms, made once: reading would make it anew for every array."""
+        return h5t.py_create(np.dtype(self.dtype))
 
 
 _FLOATS = frozenset({h5t.FLOAT, h5t.INTEGER})
@@ -228,7 +234,7 @@ def _read_episode(
             array[length] = 0
         if shape[0]:
             try:
-                dataset.read(h5s.ALL, h5s.ALL, array[: shape[0]])
+                dataset.read(h5s.ALL, h5s.ALL, array[: shape[0]], part.memory_type)
             except H5_ERRORS:
                 _check_kind(part, dataset)
                 raise
@@ -247,10 +253,12 @@ def _where(part: _Field) -> str:
 
 
 def _attribute(group: h5g.GroupID, name: bytes, default: int) -> int:
-    if not h5a.exists(group, name):
+    try:
+        attribute = h5a.open(group, name)
+    except KeyError:
         return default
     value = np.zeros((), np.int64)
-    h5a.open(group, name).read(value)
+    attribute.read(value, h5t.NATIVE_INT64)
     return int(value)
 
 

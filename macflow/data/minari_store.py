@@ -25,6 +25,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +138,25 @@ def _write_episodes(file: h5py.File, episodes: Sequence[Episode], spec: MultiAge
     """
     layout = h5p.create(h5p.DATASET_CREATE)
     layout.set_obj_track_times(False)
+    scalar = h5s.create(h5s.SCALAR)
+    number = np.zeros((), np.int64)
+
+    # Of some 17 HDF5 objects in an episode as many again are types and shapes, mostly the same ones.
+    @cache
+    def type_of(dtype: np.dtype[Any]) -> h5t.TypeID:
+        return h5t.py_create(dtype, logical=True)
+
+    @lru_cache(maxsize=1024)
+    def space_of(shape: tuple[int, ...]) -> h5s.SpaceID:
+        return h5s.create_simple(shape)
 
     def put(group: h5g.GroupID, name: bytes, array: NDArray[Any]) -> None:
         array = np.ascontiguousarray(array)
-        kind = h5t.py_create(array.dtype, logical=True)
-        dataset = h5d.create(group, name, kind, h5s.create_simple(array.shape), layout)
+        kind = type_of(array.dtype)
+        dataset = h5d.create(group, name, kind, space_of(array.shape), layout)
         if array.size:
-            dataset.write(h5s.ALL, h5s.ALL, array)
+            dataset.write(h5s.ALL, h5s.ALL, array, kind)
 
-    scalar = h5s.create(h5s.SCALAR)
     for index, episode in enumerate(episodes):
         group = h5g.create(file.id, b"episode_%d" % index)
         for name, value in (
@@ -153,10 +164,11 @@ def _write_episodes(file: h5py.File, episodes: Sequence[Episode], spec: MultiAge
             (b"seed", episode.seed),
             (b"total_steps", episode.length),
         ):
-            h5a.create(group, name, h5t.NATIVE_INT64, scalar).write(np.array(value, np.int64))
+            number[()] = value
+            h5a.create(group, name, h5t.NATIVE_INT64, scalar).write(number, h5t.NATIVE_INT64)
         put(group, b"observations", episode.obs)
         put(group, b"actions", episode.actions)
-        put(group, b"rewards", episode.rewards.mean(axis=1, dtype=np.float64))
+        put(group, b"rewards", np.add.reduce(episode.rewards, axis=1, dtype=np.float64) / spec.n_agents)
         put(group, b"terminations", episode.terminated)
         put(group, b"truncations", episode.truncated)
         infos = h5g.create(group, b"infos")
@@ -165,7 +177,7 @@ def _write_episodes(file: h5py.File, episodes: Sequence[Episode], spec: MultiAge
         put(infos, b"agent_rewards", agent_rewards)
         put(infos, b"state", episode.state)
         if episode.legal_actions is not None:
-            put(infos, b"legals", episode.legal_actions.astype(np.int8))
+            put(infos, b"legals", episode.legal_actions.view(np.int8))
 
 
 def _update_metadata(data: Path, entries: Mapping[str, Any]) -> None:

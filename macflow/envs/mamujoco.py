@@ -12,12 +12,20 @@ from typing import Any, ClassVar
 
 import mujoco
 import numpy as np
+from farama_notifications import notifications
 from gymnasium import spaces
-from gymnasium_robotics import mamujoco_v1
 from PIL import Image, ImageDraw
 
 from macflow.envs.base import AgentAction, Frame, JointEnv, Transition
 from macflow.types import FloatArray
+
+# The package prints its makers' notice at every import. This one is about hands, which are not used here; a
+# notice about anything else is still printed.
+_NOTICES: dict[str, str] = notifications.get("gymnasium_robotics", {})
+for _version in [version for version, text in _NOTICES.items() if text.startswith("AdroitHand")]:
+    del _NOTICES[_version]
+
+from gymnasium_robotics import mamujoco_v1  # noqa: E402
 
 WIDTH, HEIGHT, GROUND = 480, 240, 210
 # Pixels per metre.

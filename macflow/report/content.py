@@ -184,8 +184,16 @@ class Environment(_Facts):
     version: str | None = None
 
 
+class Source(_Facts):
+    kind: str
+    # The folder that `prepare` read.
+    path: str
+    dataset_id: str | None = None
+    behaviour: Any = None
+
+
 class Dataset(_Facts):
-    source: dict[str, Any]
+    source: Source
     env: Environment
     spec: Spec
 
@@ -195,6 +203,8 @@ class Inputs:
     """Where the report reads; all folders as the other stages write them."""
 
     params: Path
+    # What the stage `record` writes: other data were not made by it.
+    recorded: Path
     metrics: Path
     plots: Path
     models: Path
@@ -207,8 +217,10 @@ class Inputs:
 class Content:
     """All facts of one run of the pipeline. Tables are rows in file order."""
 
-    # What params.yaml asks for; the data may be others, named by `prepare.raw`.
+    # What params.yaml asks for.
     dataset_name: str
+    # Where the data lie that are used in its stead, if they are; `dataset` and `record` had no part then.
+    other_data: str | None
     params: Mapping[str, Mapping[str, Any]]
     dataset: Dataset
     description: Description
@@ -248,13 +260,15 @@ def read_content(inputs: Inputs) -> Content:
     """
     dataset_name, params = read_params(inputs.params)
     metrics, plots = inputs.metrics, inputs.plots
-    dataset = inputs.data / "dataset.json"
-    manifests = [dataset, *(inputs.models / name / f"{name}.json" for name in MODELS)]
+    manifest = inputs.data / "dataset.json"
+    dataset = _read(manifest, Dataset)
+    manifests = [manifest, *(inputs.models / name / f"{name}.json" for name in MODELS)]
     bins = ("bin_left", "bin_right", "count")
     return Content(
         dataset_name=dataset_name,
+        other_data=None if Path(dataset.source.path) == inputs.recorded else dataset.source.path,
         params=params,
-        dataset=_read(dataset, Dataset),
+        dataset=dataset,
         description=_read(metrics / "describe.json", Description),
         validation=_read(inputs.validation / "validation.json", Validation),
         evaluation=_read(metrics / "evaluate.json", Evaluation, plots / "evaluate/texts.json"),

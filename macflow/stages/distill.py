@@ -9,7 +9,6 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from macflow.actions import of_legal
 from macflow.algorithms.distillation import distillation_loss
 from macflow.algorithms.flow_matching import one_hot_of_best_legal
 from macflow.config import DiagnoseParams, DistillParams, load_section
@@ -44,7 +43,9 @@ def main(arguments: argparse.Namespace) -> None:
     flow, critic = load_flow(arguments.flow), load_critic(arguments.critic)
     flow.field.to(run.device)
     critic.critic.to(run.device)
-    policy = build_policy(dataset.spec, params.sharing, params.hidden, run.initializer).to(run.device)
+    policy = build_policy(dataset.spec, params.sharing, params.noise, params.hidden, run.initializer).to(
+        run.device
+    )
     optimizer = adam(list(policy.parameters()))
     state = TrainingState({"policy": policy}, optimizer, run.generator)
 
@@ -82,7 +83,7 @@ def main(arguments: argparse.Namespace) -> None:
     manifest = run.manifest | {"env": dataset.meta["env"], "source": dataset.meta["source"]}
     normalizer = Normalizer.from_dict(dataset.meta["normalizer"])
     with replace_directory(arguments.out) as folder:
-        save_policy(folder, dataset.spec, normalizer, policy.cpu(), manifest)
+        save_policy(folder, dataset.spec, normalizer, policy.cpu(), params.acting_noise, manifest)
     with replace_directory(arguments.plots) as folder:
         write_curve(folder / "curve.csv", curve)
         write_curve(folder / "diagnostics.csv", bounds)
@@ -126,7 +127,7 @@ def _observer(
 
     def observe() -> dict[str, float]:
         with torch.no_grad():
-            out = policy(obs, of_legal(noise, legal))
+            out = policy(obs, noise, legal)
         # What the agents will do: the best legal action where actions are discrete.
         actions = out.clamp(-1.0, 1.0) if legal is None else one_hot_of_best_legal(out, legal)
         shape = (params.states, m, n, a)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from tqdm import tqdm
 from macflow.catalogue import PublishedDataset, RecordedDataset, dataset_named
 from macflow.config import DatasetName, RecordParams, load_section
 from macflow.data.episode import Episode
-from macflow.data.importers.imported import Imported, match_environment, same_agents, write_imported
+from macflow.data.importers.imported import Imported, match_environment, write_imported
 from macflow.data.importers.og_marl import read_og_marl
 from macflow.data.minari_store import write_minari
 from macflow.data.record import record_episodes
@@ -118,15 +116,11 @@ def import_published(out: Path, dataset: PublishedDataset) -> list[Episode]:
     """
     if dataset.missing is not None:
         raise ConfigError(f"{dataset.name}: {dataset.missing}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the result, where there is room for it.
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
-        read = read_og_marl(dataset.source.name, dataset.uid, work=Path(work))
-        imported = _fitted(read, dataset)
-        write_imported(out, dataset.name, imported)
-        for note in imported.notes:
-            print(f"record: {note}", flush=True)
-        return imported.rows.episodes()
+    imported = _fitted(read_og_marl(dataset.source.name, dataset.uid, out), dataset)
+    write_imported(out, dataset.name, imported)
+    for note in imported.notes:
+        print(f"record: {note}", flush=True)
+    return imported.rows.episodes()
 
 
 def _check_taken_whole(file: Path, dataset: PublishedDataset, params: RecordParams) -> None:
@@ -145,8 +139,6 @@ def _fitted(imported: Imported, dataset: PublishedDataset) -> Imported:
     if env_id is None or env_id not in ENVIRONMENTS or ENVIRONMENTS[env_id].missing() is not None:
         return imported
     wanted = env_spec(env_id, {})
-    if (agents := same_agents(wanted, imported.spec.n_agents)) is not None:
-        imported = replace(imported, spec=replace(imported.spec, agent_ids=agents.agent_ids))
     try:
         return match_environment(imported, env_id, wanted)
     except ConfigError as error:

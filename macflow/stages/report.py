@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the artifacts")
     parser.add_argument("--data", type=Path, default=Path("data/prepared"), help="the prepared dataset")
     parser.add_argument(
+        "--recorded", type=Path, default=Path("data/raw"), help="the dataset that the stage `record` makes"
+    )
+    parser.add_argument(
         "--validation", type=Path, default=Path("reports/validation"), help="folder of the validation result"
     )
     parser.add_argument(
@@ -33,6 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
     content = read_content(
         Inputs(
             params=arguments.params,
+            recorded=arguments.recorded,
             metrics=arguments.metrics,
             plots=arguments.plots,
             models=arguments.models,

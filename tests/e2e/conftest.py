@@ -142,7 +142,7 @@ def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A clone with tiny parameters in which nothing has run yet."""
+    """A clone with tiny parameters in which nothing has run. Not to be changed."""
     root = tmp_path_factory.mktemp("project").resolve() / "macflow"
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
@@ -160,18 +160,19 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
-@pytest.fixture(scope="session")
-def reproduced(fresh: Project) -> Project:
-    """The project after `dvc repro`, committed. Not to be changed: `project` is a copy for that."""
-    (fresh.root.parent / "repro.txt").write_text(fresh.check("dvc", "repro"), encoding="utf-8")
-    fresh.check("git", "add", "--all")
-    fresh.check("git", "commit", "--quiet", "--message=reproduced")
-    return fresh
-
-
 def copy_of(project: Project, parent: Path) -> Project:
     """Return a copy of a project that may be changed."""
     return Project(Path(shutil.copytree(project.root, parent.resolve() / "macflow", symlinks=True)))
+
+
+@pytest.fixture(scope="session")
+def reproduced(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after `dvc repro`, committed. Not to be changed: `project` is a copy for that."""
+    project = copy_of(fresh, tmp_path_factory.mktemp("reproduced"))
+    (project.root.parent / "repro.txt").write_text(project.check("dvc", "repro"), encoding="utf-8")
+    project.check("git", "add", "--all")
+    project.check("git", "commit", "--quiet", "--message=reproduced")
+    return project
 
 
 @pytest.fixture

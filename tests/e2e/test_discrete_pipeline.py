@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -75,3 +78,37 @@ def test_the_joint_flow_solves_xor_and_independent_policies_do_not(
     assert found["policy"] <= 0.8
     checks = json.loads((folder / "metrics/diagnose.json").read_text())["checks"]
     assert checks["factorisation_failure"]["raised"]
+
+    # With common noise the same flow, critic and steps give policies that differ always, without a message.
+    common = make_workspace(
+        tmp_path / "common",
+        overrides("xor"),
+        SHORT,
+        {"distill": {"noise": "common"}},
+        reuse=folder,
+        artifacts=ARTIFACTS,
+    )
+    run_stages(common, ["distill", "evaluate"])
+    assert returns(common)["policy"] >= 0.95
+    played = [acted_alone(common / "models/policy", i) for i in range(2)]
+    assert len(played[0]) == 200
+    agreed = sum(first == second for first, second in zip(*played, strict=True))
+    assert agreed <= 10
+    assert 0.3 <= np.mean(played[0]) <= 0.7
+
+
+def acted_alone(bundle: Path, index: int) -> list[int]:
+    """Return the actions of one agent in a process of its own: own observation, shared seed, own count."""
+    program = (
+        "import json, sys, macflow\n"
+        "policy = macflow.load_policy(sys.argv[1], seed=5)\n"
+        "agent = policy.agent(policy.spec.agent_ids[int(sys.argv[2])])\n"
+        "seen = [float(i == int(sys.argv[2])) for i in range(2)]\n"
+        "print(json.dumps([agent.act(seen) for _ in range(200)]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(bundle), str(index)],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    actions: list[int] = json.loads(done.stdout)
+    return actions

@@ -9,8 +9,9 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import Project, wait_until
+from conftest import Project, copy_of, wait_until
 from playwright.sync_api import sync_playwright
 
 from macflow.files import digest
@@ -74,6 +75,36 @@ def test_another_dataset_is_one_parameter(project: Project) -> None:
     assert "8 episodes of game-landmark/medium" in output
     assert json.loads((project.root / "metrics/evaluate.json").read_text())["env"] == "game/landmark"
     assert "game-landmark/medium-v0" in (project.root / "reports/index.html").read_text(encoding="utf-8")
+
+
+def test_data_of_ones_own_are_trained_on_without_any_recording(fresh: Project, tmp_path: Path) -> None:
+    project = copy_of(fresh, tmp_path)
+    random = np.random.default_rng(0)
+    episodes, steps = 12, 10
+    truncations = np.arange(episodes * steps) % steps == steps - 1
+    np.savez(
+        project.root / "mine.npz",
+        observations=random.standard_normal((episodes * steps, 3, 18)),
+        actions=random.uniform(-1, 1, (episodes * steps, 3, 2)),
+        rewards=random.standard_normal(episodes * steps),
+        truncations=truncations,
+        final_observations=random.standard_normal((episodes, 3, 18)),
+    )
+    wanted = ("--from", "npz", "--to", "data/mine", "--env", "mpe/spread")
+    project.check("macflow", "dataset", "import", "mine.npz", *wanted)
+    project.set_params({"prepare": {"raw": "data/mine"}})
+    project.check("dvc", "add", "data/mine")
+    output = project.check("dvc", "repro", "report")
+    assert ran(output) == STAGES - {"record"}
+    assert not (project.root / "data/raw").exists()
+    assert not (project.root / "metrics/record.json").exists()
+    prepared = json.loads((project.root / "data/prepared/dataset.json").read_text())
+    assert prepared["counts"]["episodes"] == episodes
+    assert prepared["made_from"] == {"data/mine": digest(project.root / "data/mine")}
+    page = (project.root / "reports/index.html").read_text(encoding="utf-8")
+    assert "the data are those in <code>data/mine</code>" in page
+    assert "data/raw" not in page
+    assert ran(project.check("dvc", "repro", "report")) == set()
 
 
 def test_metrics_and_graph_are_readable(reproduced: Project) -> None:

@@ -56,12 +56,12 @@ def save_landmark_policy(folder: Path, env: dict[str, Any] | None) -> Path:
     spec = make_env("game/landmark", {"n_agents": 4}, 1).spec
     ones = np.ones((spec.n_agents, spec.obs_size), np.float32)
     state = np.ones(spec.state_size, np.float32)
-    net = build_policy(spec, "shared", (8,), torch.Generator().manual_seed(0))
+    net = build_policy(spec, "shared", "individual", (8,), torch.Generator().manual_seed(0))
     folder.mkdir()
     manifest: dict[str, Any] = {"params": {"distill": {"sharing": "shared", "hidden": [8]}}}
     if env is not None:
         manifest["env"] = env
-    save_policy(folder, spec, Normalizer(0 * ones, ones, 0 * state, state, 1.0), net, manifest)
+    save_policy(folder, spec, Normalizer(0 * ones, ones, 0 * state, state, 1.0), net, 1.0, manifest)
     return folder
 
 

@@ -86,7 +86,7 @@ def loss_parts(
     discrete: bool, alpha: float, critic: MixedCritic | None
 ) -> tuple[OneStepPolicy, Tensor, dict[str, Tensor]]:
     g = torch.Generator().manual_seed(2)
-    policy = OneStepPolicy(2, 3, 2, "shared", [16], g)
+    policy = OneStepPolicy(2, 3, 2, "shared", "individual", [16], g)
     batch = make_batch(6)
     noise = torch.randn(6, 2, 2, generator=g)
     teacher = torch.eye(2)[torch.randint(0, 2, (6, 2), generator=g)] if discrete else noise.tanh()
@@ -119,7 +119,7 @@ def test_continuous_loss_equals_its_formula_in_numpy() -> None:
     policy, loss, info = loss_parts(False, 3.0, critic)
     batch = make_batch(6)
     g = torch.Generator().manual_seed(2)
-    OneStepPolicy(2, 3, 2, "shared", [16], g)
+    OneStepPolicy(2, 3, 2, "shared", "individual", [16], g)
     noise = torch.randn(6, 2, 2, generator=g)
     with torch.no_grad():
         out = policy(batch.obs, noise)
@@ -144,7 +144,7 @@ def test_value_term_alone_finds_the_best_legal_action() -> None:
     """The expected value under the softmax has a gradient; the best action is illegal here."""
     critic = make_critic(discrete=True).requires_grad_(False)
     g = torch.Generator().manual_seed(3)
-    policy = OneStepPolicy(2, 3, 2, "shared", [32], g)
+    policy = OneStepPolicy(2, 3, 2, "shared", "individual", [32], g)
     obs, state = torch.randn(1, 2, 3, generator=g), torch.randn(1, 4, generator=g)
     legal = torch.ones(1, 2, 2, dtype=torch.bool)
     values = torch.stack(

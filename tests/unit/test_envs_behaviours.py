@@ -70,6 +70,10 @@ def test_qualities_are_in_their_order(env_id: str) -> None:
     assert scores["random"] < scores["medium-replay"] < scores["medium"] < scores["medium-expert"] < 95
 
 
+# Experts may leave nothing to chance; this is the script of SMAX's experts, where it is none.
+SAME_ALWAYS = ("smax/5m_vs_6m", "focus-fire")
+
+
 @pytest.mark.parametrize("env_id", environments())
 def test_actions_depend_on_the_seed_and_not_on_the_batch(env_id: str) -> None:
     for name in ENVIRONMENTS[env_id].behaviours:
@@ -95,8 +99,8 @@ def test_actions_depend_on_the_seed_and_not_on_the_batch(env_id: str) -> None:
                 assert np.abs(actions).max() <= 1
         many_legal = None if legal is None else np.repeat(legal, 64, axis=0)
         many = BatchObs(*(np.repeat(a[2:3], 64, axis=0) for a in (obs.obs, obs.state)), many_legal)
-        # The best may leave nothing to chance.
-        assert len(np.unique(other.act(many), axis=0)) > 1 or name == "expert", f"{name} is always the same"
+        by_chance = len(np.unique(other.act(many), axis=0)) > 1
+        assert by_chance or name == "expert" or (env_id, name) == SAME_ALWAYS, f"{name} is always the same"
 
 
 def test_uniform_respects_the_mask_and_covers_it_evenly() -> None:

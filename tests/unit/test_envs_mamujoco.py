@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +96,21 @@ def test_what_mujoco_warns_of_leaves_no_file_behind(tmp_path: Path, monkeypatch:
         env.step(dict.fromkeys(env.possible_agents, unstable))
     env.close()
     assert not list(tmp_path.iterdir())
+
+
+def printed(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=80, check=True)
+    return done.stdout + done.stderr
+
+
+def test_making_one_prints_nothing() -> None:
+    make = "make_env('mamujoco/hopper-3x1', {}, 2, workers=2)"
+    assert printed(f"from macflow.envs.registry import make_env; {make}.close()") == ""
+
+
+def test_notices_of_the_packages_makers_about_other_things_are_printed() -> None:
+    version = importlib.metadata.version("gymnasium-robotics")
+    other = f"notifications['gymnasium_robotics'] = {{{version!r}: 'robots fall faster'}}"
+    code = f"from farama_notifications import notifications; {other}; import macflow.envs.mamujoco"
+    assert printed(code) == "robots fall faster\n"

@@ -80,7 +80,8 @@ def make_workspace(root: Path, env_id: str, behaviour: str) -> Path:
         root / "policy",
         spec,
         normalizer,
-        build_policy(spec, "shared", (16,), generator),
+        build_policy(spec, "shared", "individual", (16,), generator),
+        1.0,
         {"params": {"distill": {"sharing": "shared", "hidden": [16]}}},
     )
     params: dict[str, Any] = yaml.safe_load(PARAMS.read_text())

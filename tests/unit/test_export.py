@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from macflow.data.episode import Episode
 from macflow.data.export import ExportFormat, export_prepared
-from macflow.data.importers.imported import Imported, write_imported
+from macflow.data.importers.imported import Imported, numbered_agents, write_imported
 from macflow.data.importers.minari_ids import read_minari_source
 from macflow.data.importers.npz import read_npz
 from macflow.data.importers.omar import read_omar
@@ -106,7 +106,8 @@ def test_a_round_trip_changes_nothing(
             form == "omar" and own_state
         )
     assert_same_rows(found.rows, expected)
-    assert found.spec == spec
+    assert found.spec == (spec if found.named else replace(spec, agent_ids=numbered_agents(len(sizes))))
+    assert found.named == (form != "omar")
     assert (exported.episodes, exported.transitions) == (len(lengths), sum(lengths))
     if form == "omar":
         assert (found.rows.seeds == UNKNOWN_SEED).all()
@@ -220,7 +221,7 @@ def test_an_import_that_fails_validation_writes_nothing(tmp_path: Path) -> None:
     spec = make_spec()
     episodes = make_episodes(spec, [3, 2])
     episodes[1].actions[1, 0, 0] = 7
-    found = Imported(stack_episodes(episodes, spec), spec, "a/bb-v0", {})
+    found = Imported(stack_episodes(episodes, spec), spec, "a/bb-v0", {}, named=True)
     with pytest.raises(DataError, match=r"actions_in_bounds: .* \(1, 1\)"):
         write_imported(tmp_path / "to", "mine", found)
     assert list(tmp_path.iterdir()) == []

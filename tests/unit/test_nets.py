@@ -104,7 +104,7 @@ def test_attention_fields_of_one_seed_are_equal() -> None:
 
 @pytest.mark.parametrize("sharing", ["shared", "separate"])
 def test_policy_of_an_agent_depends_on_its_own_observation_and_noise_alone(sharing: str) -> None:
-    policy = OneStepPolicy(3, 4, 2, sharing, [16], generator())  # type: ignore[arg-type]
+    policy = OneStepPolicy(3, 4, 2, sharing, "individual", [16], generator())  # type: ignore[arg-type]
     obs = torch.randn(1, 3, 4, generator=generator(1), requires_grad=True)
     noise = torch.randn(1, 3, 2, generator=generator(2), requires_grad=True)
     policy(obs, noise)[0, 1].sum().backward()
@@ -114,8 +114,32 @@ def test_policy_of_an_agent_depends_on_its_own_observation_and_noise_alone(shari
         assert torch.count_nonzero(grad[0, [0, 2]]) == 0
 
 
+@pytest.mark.parametrize("sharing", ["shared", "separate"])
+def test_with_common_noise_an_agent_sees_all_of_it_but_its_own_observation_alone(sharing: str) -> None:
+    policy = OneStepPolicy(3, 4, 2, sharing, "common", [16], generator())  # type: ignore[arg-type]
+    obs = torch.randn(1, 3, 4, generator=generator(1), requires_grad=True)
+    noise = torch.randn(1, 3, 2, generator=generator(2), requires_grad=True)
+    out = policy(obs, noise)
+    assert out.shape == (1, 3, 2)
+    out[0, 1].sum().backward()
+    assert obs.grad is not None
+    assert noise.grad is not None
+    assert (noise.grad.abs() > 0).all()
+    assert torch.count_nonzero(obs.grad[0, [0, 2]]) == 0
+
+
+def test_of_the_legal_actions_an_agent_uses_its_own_alone() -> None:
+    obs, noise = torch.randn(1, 2, 4, generator=generator(1)), torch.randn(1, 2, 3, generator=generator(2))
+    legal = torch.ones(1, 2, 3, dtype=torch.bool)
+    others = legal.clone()
+    others[0, 1, 0] = False
+    for kind in ("individual", "common"):
+        policy = OneStepPolicy(2, 4, 3, "shared", kind, [16], generator())  # type: ignore[arg-type]
+        assert torch.equal(policy(obs, noise, legal)[0, 0], policy(obs, noise, others)[0, 0])
+
+
 def test_shared_policy_tells_agents_apart() -> None:
-    policy = OneStepPolicy(2, 4, 2, "shared", [16], generator())
+    policy = OneStepPolicy(2, 4, 2, "shared", "individual", [16], generator())
     out = policy(torch.zeros(1, 2, 4), torch.zeros(1, 2, 2))
     assert not torch.allclose(out[0, 0], out[0, 1])
 

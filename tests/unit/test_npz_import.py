@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macflow.data.episode import Episode
-from macflow.data.importers.imported import write_imported
+from macflow.data.importers.imported import match_environment, write_imported
 from macflow.data.importers.npz import NAMES, SEEN, read_npz
 from macflow.data.rows import UNKNOWN_SEED, EpisodeRows, stack_episodes
-from macflow.types import DataError, MultiAgentSpec
+from macflow.types import ConfigError, DataError, MultiAgentSpec
 
 Arrays = dict[str, Any]
 FIELDS = {"observations": "obs", "state": "state", "legal_actions": "legal_actions"}
@@ -208,14 +208,18 @@ def test_the_environment_fills_in_what_is_not_given(tmp_path: Path) -> None:
         arrays[name][:, 1, 3:] = 0
     path = save(tmp_path / "a.npz", arrays)
     found = read_npz(path, env_spec)
-    assert found.spec == env_spec
+    assert match_environment(found, "mine", env_spec).spec == env_spec
     assert found.rows.legal_actions is not None
     assert found.rows.legal_actions.all()
     with pytest.raises(DataError, match=r"`n_actions` is missing: .* or name the environment"):
         read_npz(path)
     save(path, arrays | {"n_actions": 3, "agent_ids": ["a", "b"]})
     assert read_npz(path, env_spec).spec.action_size == 3
-    assert read_npz(path, env_spec).spec.agent_ids == ("a", "b")
+    named = read_npz(path, env_spec)
+    assert named.spec.agent_ids == ("a", "b")
+    # What a source names is compared, not replaced.
+    with pytest.raises(ConfigError, match="agent ids: left, right there, a, b in the data"):
+        match_environment(named, "mine", env_spec)
 
 
 def test_a_number_too_large_for_single_precision_fails_the_validation(tmp_path: Path) -> None:

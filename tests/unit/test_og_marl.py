@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bench_import import write_vault
-from macflow.data.importers.og_marl import VaultOptions, import_og_marl, list_uids, read_og_marl
+from macflow.data.expectations import Validation
+from macflow.data.importers.imported import Imported, write_imported
+from macflow.data.importers.og_marl import NO_OPTIONS, VaultOptions, list_uids, read_og_marl
 from macflow.data.importers.og_marl_rows import convert
 from macflow.data.importers.og_marl_sources import SOURCES, source_named
 from macflow.data.importers.og_marl_vault import VaultArrays
@@ -32,6 +34,14 @@ MEDIUM, EXPERT = "synthetic/mpe/spread_toy.vlt/Medium", "synthetic/mpe/spread_to
 GOOD, POOR = "synthetic/smac_v1/3m_toy.vlt/Good", "synthetic/smac_v1/3m_toy.vlt/Poor"
 
 Arrays = dict[str, NDArray[Any]]
+
+
+def import_vault(
+    source: str | Path, uid: str | None, target: Path, options: VaultOptions = NO_OPTIONS, **more: Any
+) -> tuple[Imported, Validation]:
+    """Read and write as the command and the record stage do."""
+    imported = read_og_marl(source, uid, target, options, **more)
+    return imported, write_imported(target, str(source), imported)
 
 
 # --- the catalogue -----------------------------------------------------------------------------------
@@ -101,7 +111,7 @@ def test_reader_returns_the_fields_of_the_manifest(name: str) -> None:
 )
 def test_every_fixture_episode_is_imported_exactly(name: str, time_limit: int | None, tmp_path: Path) -> None:
     options = VaultOptions(time_limit=time_limit)
-    imported, validation = import_og_marl(FIXTURES / name, None, tmp_path / "raw", options)
+    imported, validation = import_vault(FIXTURES / name, None, tmp_path / "raw", options)
     assert validation.success
     rows, spec, meta = read_minari_rows(tmp_path / "raw")
     assert spec == imported.spec
@@ -578,7 +588,7 @@ def test_archive_and_its_address_give_what_the_folder_gives(archive: Path, tmp_p
     (tmp_path / "out").mkdir()
     sources = {"a": str(archive), "b": archive.as_uri(), "c": str(FIXTURES / GOOD)}
     for name, source in sources.items():
-        import_og_marl(source, "Good", tmp_path / "out" / name, **kwargs)
+        import_vault(source, "Good", tmp_path / "out" / name, **kwargs)
     assert leftovers(tmp_path / "out") == ["a", "b", "c"]
     data = {name: read_minari_rows(tmp_path / "out" / name) for name in sources}
     for name in "ab":
@@ -601,7 +611,7 @@ def test_catalogue_name_finds_its_archive_in_the_downloads_and_records_the_envir
     kept = tmp_path / f"cache/{name}.zip"
     kept.parent.mkdir(parents=True)
     shutil.copy(archive, kept)
-    imported, _ = import_og_marl(name, "Poor", tmp_path / "raw", downloads=tmp_path / "cache")
+    imported, _ = import_vault(name, "Poor", tmp_path / "raw", downloads=tmp_path / "cache")
     assert imported.env == {"id": "smac/3m", "kwargs": {}, "version": None}
     _, _, meta = read_minari_rows(tmp_path / "raw")
     assert meta["env"] == imported.env
@@ -615,16 +625,10 @@ def test_catalogue_name_finds_its_archive_in_the_downloads_and_records_the_envir
     }
 
 
-def test_another_environment_may_be_named(tmp_path: Path) -> None:
-    env = {"id": "mine", "kwargs": {"a": 1}, "version": None}
-    import_og_marl(FIXTURES / MEDIUM, None, tmp_path / "raw", env=env)
-    assert read_minari_rows(tmp_path / "raw")[2]["env"] == env
-
-
 def test_source_without_an_environment_says_why(tmp_path: Path) -> None:
     name = "og-marl/omar/mpe/simple_spread"
     zipped(FIXTURES / "synthetic/mpe", tmp_path / f"cache/{name}.zip")
-    imported = read_og_marl(name, "Expert", work=tmp_path, downloads=tmp_path / "cache")
+    imported = read_og_marl(name, "Expert", tmp_path / "raw", downloads=tmp_path / "cache")
     assert imported.env is None
     assert imported.notes[-1].startswith("no environment to evaluate in: OMAR's own variant")
 
@@ -632,7 +636,7 @@ def test_source_without_an_environment_says_why(tmp_path: Path) -> None:
 def test_copies_are_told(tmp_path: Path) -> None:
     arrays = {name: np.concatenate([array] * 4, axis=1) for name, array in plain(discrete=True).items()}
     write_vault(tmp_path / "x.vlt/Made", arrays)
-    imported, validation = import_og_marl(tmp_path / "x.vlt", None, tmp_path / "raw")
+    imported, validation = import_vault(tmp_path / "x.vlt", None, tmp_path / "raw")
     assert validation.success
     assert imported.notes[-1] == "75.0% of the transitions are copies of earlier ones"
 
@@ -665,27 +669,27 @@ def test_sources_that_do_not_fit_are_named(
     source: str, uid: str | None, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=message):
-        import_og_marl(source, uid, tmp_path / "raw", downloads=tmp_path / "cache")
+        import_vault(source, uid, tmp_path / "raw", downloads=tmp_path / "cache")
     assert leftovers(tmp_path) == []
 
 
 def test_checksums_are_for_archives_and_hold(archive: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="`sha256`: is for archives"):
-        import_og_marl(FIXTURES / GOOD, None, tmp_path / "raw", sha256="0" * 64)
+        import_vault(FIXTURES / GOOD, None, tmp_path / "raw", sha256="0" * 64)
     with pytest.raises(DataError, match=f"SHA-256 is {digest(archive)}, not {'0' * 64}"):
-        import_og_marl(archive, "Good", tmp_path / "raw", sha256="0" * 64)
-    import_og_marl(archive, "Good", tmp_path / "raw", sha256=digest(archive).upper())
+        import_vault(archive, "Good", tmp_path / "raw", sha256="0" * 64)
+    import_vault(archive, "Good", tmp_path / "raw", sha256=digest(archive).upper())
 
 
 def test_archive_must_hold_one_vault(tmp_path: Path) -> None:
     two = zipped(FIXTURES / "synthetic", tmp_path / "two.zip")
     with pytest.raises(DataError, match=r"holds 2 \(mpe/spread_toy.vlt, smac_v1/3m_toy.vlt\)"):
-        import_og_marl(two, "Good", tmp_path / "raw")
+        import_vault(two, "Good", tmp_path / "raw")
     none = tmp_path / "none.zip"
     with zipfile.ZipFile(none, "w") as file:
         file.writestr("readme.txt", "nothing")
     with pytest.raises(DataError, match="it holds 0"):
-        import_og_marl(none, "Good", tmp_path / "raw")
+        import_vault(none, "Good", tmp_path / "raw")
 
 
 def test_archive_that_leaves_its_folder_is_refused(archive: Path, tmp_path: Path) -> None:
@@ -693,7 +697,7 @@ def test_archive_that_leaves_its_folder_is_refused(archive: Path, tmp_path: Path
         file.writestr("../../escaped.txt", "out")
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match=r"'\.\./\.\./escaped.txt' leads out of the folder"):
-        import_og_marl(archive, "Good", tmp_path / "out/raw")
+        import_vault(archive, "Good", tmp_path / "out/raw")
     assert leftovers(tmp_path / "out") == []
     assert not list(tmp_path.rglob("escaped.txt"))
 
@@ -703,7 +707,7 @@ def test_dataset_that_fails_validation_leaves_nothing(tmp_path: Path) -> None:
     write_vault(tmp_path / "in/x.vlt/Made", arrays)
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="rewards_finite"):
-        import_og_marl(tmp_path / "in/x.vlt", "Made", tmp_path / "out/raw")
+        import_vault(tmp_path / "in/x.vlt", "Made", tmp_path / "out/raw")
     assert leftovers(tmp_path / "out") == []
 
 
@@ -712,15 +716,7 @@ def test_bounds_of_continuous_actions_are_checked(tmp_path: Path) -> None:
     arrays["actions"] = arrays["actions"] * 3
     write_vault(tmp_path / "x.vlt/Made", arrays)
     with pytest.raises(DataError, match="actions_in_bounds"):
-        import_og_marl(tmp_path / "x.vlt", None, tmp_path / "raw")
+        import_vault(tmp_path / "x.vlt", None, tmp_path / "raw")
     options = VaultOptions(action_bounds=(-3.0, 3.0))
-    imported, _ = import_og_marl(tmp_path / "x.vlt", None, tmp_path / "raw", options)
+    imported, _ = import_vault(tmp_path / "x.vlt", None, tmp_path / "raw", options)
     assert imported.spec.action_high == (3.0, 3.0)
-
-
-def test_existing_target_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw/mine.txt").write_text("kept")
-    with pytest.raises(DataError, match="nothing is overwritten"):
-        import_og_marl(FIXTURES / GOOD, None, tmp_path / "raw")
-    assert leftovers(tmp_path / "raw") == ["mine.txt"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from data_samples import make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macflow.data.importers.imported import write_imported
+from macflow.data.importers.imported import match_environment, write_imported
 from macflow.data.importers.omar import read_omar
 from macflow.data.minari_store import read_minari
 from macflow.data.rows import UNKNOWN_SEED, EpisodeRows
@@ -242,7 +243,9 @@ def test_bounds_and_names_come_from_the_environment_or_are_given(tmp_path: Path)
         env_spec.to_dict()
         | {"agent_ids": ["left", "right"], "action_low": [-3.0, -2.0], "action_high": [3.0, 2.0]}
     )
-    spec = read_omar(folder, env_spec=env_spec).spec
+    read = read_omar(folder, env_spec=env_spec)
+    assert read.spec.agent_ids == ("agent_0", "agent_1")
+    spec = match_environment(read, "mine", replace(env_spec, obs_dims=read.spec.obs_dims)).spec
     assert (spec.agent_ids, spec.action_low, spec.action_high) == (("left", "right"), (-3, -2), (3, 2))
     assert spec.obs_dims == (3, 2)
     spec = read_omar(folder, env_spec=env_spec, action_bounds=(-0.5, 4)).spec

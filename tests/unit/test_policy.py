@@ -11,8 +11,9 @@ import torch
 
 import macflow
 from macflow.data.normalizer import Normalizer
+from macflow.nets.policy import Noise, Sharing
 from macflow.policy import EpisodeNoise, Policy, build_policy, load_policy, save_policy
-from macflow.types import DataError, MultiAgentSpec
+from macflow.types import BatchObs, DataError, MultiAgentSpec
 
 
 def make_spec(discrete: bool) -> MultiAgentSpec:
@@ -28,7 +29,13 @@ def make_spec(discrete: bool) -> MultiAgentSpec:
     )
 
 
-def write_bundle(folder: Path, discrete: bool = False, sharing: str = "shared") -> Policy:
+def write_bundle(
+    folder: Path,
+    discrete: bool = False,
+    sharing: Sharing = "shared",
+    noise: Noise = "individual",
+    acting_noise: float = 1.0,
+) -> Policy:
     spec = make_spec(discrete)
     g = torch.Generator().manual_seed(0)
     rng = np.random.default_rng(0)
@@ -41,13 +48,14 @@ def write_bundle(folder: Path, discrete: bool = False, sharing: str = "shared") 
             "reward_scale": 1.0,
         }
     )
-    net = build_policy(spec, sharing, [16], g)
+    net = build_policy(spec, sharing, noise, [16], g)
     folder.mkdir(exist_ok=True)
     save_policy(
         folder,
         spec,
         normalizer,
         net,
+        acting_noise,
         {"params": {"distill": {"sharing": sharing, "hidden": [16]}}, "env": {}},
     )
     return load_policy(folder, seed=7)
@@ -56,16 +64,43 @@ def write_bundle(folder: Path, discrete: bool = False, sharing: str = "shared") 
 OBS = {"left": [0.1, -0.2, 0.3], "right": [0.1, 0.2, -0.3, 0.4]}
 
 
+@pytest.mark.parametrize("noise", ["individual", "common"])
 @pytest.mark.parametrize("sharing", ["shared", "separate"])
 @pytest.mark.parametrize("discrete", [False, True])
-def test_acting_alone_equals_acting_together(tmp_path: Path, discrete: bool, sharing: str) -> None:
-    together = write_bundle(tmp_path, discrete, sharing)
+def test_acting_alone_equals_acting_together(
+    tmp_path: Path, discrete: bool, sharing: Sharing, noise: Noise
+) -> None:
+    together = write_bundle(tmp_path, discrete, sharing, noise)
     apart = load_policy(tmp_path, seed=7)
     for _ in range(3):
         joint = together.act(OBS)
         alone = {agent: apart.agent(agent).act(obs) for agent, obs in reversed(OBS.items())}
         for agent in OBS:
             np.testing.assert_allclose(joint[agent], alone[agent], atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", ["individual", "common"])
+def test_agents_that_have_acted_unequally_often_still_draw_by_their_own_count(
+    tmp_path: Path, noise: Noise
+) -> None:
+    policy = write_bundle(tmp_path, noise=noise)
+    plain = [policy.act(OBS) for _ in range(3)]
+    policy.seed(7)
+    policy.act({"left": OBS["left"]})
+    mixed = [policy.act(OBS) for _ in range(2)]
+    np.testing.assert_array_equal([a["left"] for a in mixed], [a["left"] for a in plain[1:]])
+    np.testing.assert_array_equal([a["right"] for a in mixed], [a["right"] for a in plain[:2]])
+
+
+@pytest.mark.parametrize("noise", ["individual", "common"])
+def test_an_agent_that_joins_late_draws_as_if_it_had_been_there(tmp_path: Path, noise: Noise) -> None:
+    policy = write_bundle(tmp_path, noise=noise)
+    whole = [policy.act(OBS)["left"] for _ in range(4)]
+    late = load_policy(tmp_path, seed=0)
+    late.seed(7, step=2)
+    np.testing.assert_array_equal(whole[2:], [late.agent("left").act(OBS["left"]) for _ in range(2)])
+    with pytest.raises(ValueError, match="`step` must be 0 or more, received -1"):
+        late.seed(7, step=-1)
 
 
 def test_actions_lie_within_the_environments_bounds_and_vary(tmp_path: Path) -> None:
@@ -105,6 +140,29 @@ def test_noise_of_illegal_actions_changes_nothing(tmp_path: Path) -> None:
     assert torch.equal(policy.sample(obs, noise, legal), policy.sample(obs, changed, legal))
     changed[0, 0, 1] = 9.0
     assert not torch.equal(policy.sample(obs, noise, legal), policy.sample(obs, changed, legal))
+
+
+@pytest.mark.parametrize("noise", ["individual", "common"])
+def test_without_acting_noise_there_is_no_chance_in_acting(tmp_path: Path, noise: Noise) -> None:
+    policy = write_bundle(tmp_path, noise=noise, acting_noise=0.0)
+    rows = np.zeros((1, 2, 4), np.float32)
+    rows[0, 0, :3], rows[0, 1] = OBS["left"], OBS["right"]
+    expected = policy.act_batch(rows, torch.zeros(1, 2, 2), None)[0]
+    for _ in range(2):
+        np.testing.assert_array_equal(np.stack(list(policy.act(OBS).values())), expected)
+    actor = policy.actor()
+    actor.reset([3])
+    np.testing.assert_array_equal(actor.act(BatchObs(rows, np.zeros((1, 2), np.float32), None))[0], expected)
+
+
+def test_acting_noise_scales_the_noise(tmp_path: Path) -> None:
+    half, whole = (write_bundle(tmp_path / str(scale), acting_noise=scale) for scale in (0.5, 1.0))
+    for policy in (half, whole):
+        with torch.no_grad():
+            # To first order in weights this small, actions move in proportion to the noise.
+            policy.net.net.head.weight.mul_(1e-3)
+    away = [np.stack([p.act(OBS)["left"] for _ in range(400)]).std(axis=0) for p in (half, whole)]
+    np.testing.assert_allclose(away[0], 0.5 * away[1], rtol=0.2)
 
 
 def test_seed_fixes_the_actions(tmp_path: Path) -> None:
@@ -148,7 +206,7 @@ def test_unknown_agent_is_refused_before_it_acts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["no manifest", "no weights", "bad json", "other version", "other weights"]
+    "damage", ["no manifest", "no weights", "bad json", "other version", "other noise", "other weights"]
 )
 def test_damaged_bundles_are_refused_by_file(tmp_path: Path, damage: str) -> None:
     write_bundle(tmp_path)
@@ -161,6 +219,8 @@ def test_damaged_bundles_are_refused_by_file(tmp_path: Path, damage: str) -> Non
         manifest.write_text("{")
     elif damage == "other version":
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 99}))
+    elif damage == "other noise":
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"noise": "pink"}))
     else:
         weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(DataError, match=r"policy\.(json|safetensors)"):

@@ -52,6 +52,7 @@ def read() -> Content:
     return read_content(
         Inputs(
             params=Path("params.yaml"),
+            recorded=Path("data/raw"),
             metrics=Path("metrics"),
             plots=Path("plots"),
             models=Path("models"),
@@ -425,6 +426,18 @@ def test_one_agent_has_no_joint_actions_to_draw(workspace: Path) -> None:
     content = read()
     assert not any(key.startswith("joint_actions") for key in build_charts(content))
     render_page(content, "t")
+
+
+def test_parameters_of_recording_are_no_claim_about_data_of_ones_own(workspace: Path) -> None:
+    manifest = Path("data/prepared/dataset.json")
+    recorded = Outline(render_page(read(), "t")).text
+    assert "no part in this result" not in recorded
+    source = json.loads(manifest.read_text())["source"]
+    edit_json(manifest, source=source | {"path": "data/mine", "dataset_id": "crossing/logs-v0"})
+    text = Outline(render_page(read(), "t")).text
+    # Under `dataset` and under `record`.
+    assert text.count("no part in this result: the data are those in data/mine") == 2
+    assert "crossing/logs-v0" in text
 
 
 def test_all_parameters_stand_on_the_page(workspace: Path) -> None:

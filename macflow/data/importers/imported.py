@@ -24,6 +24,8 @@ class Imported:
     spec: MultiAgentSpec
     dataset_id: str  # Minari's
     behaviour: Mapping[str, Any]
+    # Whether the source names its agents; otherwise they are agent_0, ... until an environment is known.
+    named: bool
     # {"id", "kwargs", "version"} where the source itself names its environment.
     env: Mapping[str, Any] | None = None
     # What the reader found or had to assume, for the user.
@@ -36,30 +38,28 @@ def make_dataset_id(namespace: str, *names: str) -> str:
     return f"{namespace}/{slug or 'data'}-v0"
 
 
+def numbered_agents(n_agents: int) -> tuple[str, ...]:
+    """Return the names of agents that the source does not name: agent_0, agent_1, ..."""
+    return tuple(f"agent_{i}" for i in range(n_agents))
+
+
 def same_agents(env_spec: MultiAgentSpec | None, n_agents: int) -> MultiAgentSpec | None:
     """Return `env_spec` if it can fill in what a source with `n_agents` agents leaves out."""
     return env_spec if env_spec is not None and env_spec.n_agents == n_agents else None
 
 
-def name_agents(imported: Imported, env_spec: MultiAgentSpec) -> Imported:
-    """Call the agents what the environment calls them, if it has as many; for sources without names."""
-    known = same_agents(env_spec, imported.spec.n_agents)
-    return (
-        imported
-        if known is None
-        else replace(imported, spec=replace(imported.spec, agent_ids=known.agent_ids))
-    )
-
-
 def match_environment(imported: Imported, env_id: str, env_spec: MultiAgentSpec) -> Imported:
     """Return the data with exactly the environment's bounds; refuse what it cannot have made.
 
-    A state of another size is only noted: policies act without it.
+    Agents that the source does not name get the environment's names. A state of another size is only
+    noted: policies act without it.
 
     Raises:
         ConfigError: naming everything that differs.
     """
     spec, notes = imported.spec, imported.notes
+    if not imported.named and same_agents(env_spec, spec.n_agents):
+        spec = replace(spec, agent_ids=env_spec.agent_ids)
     compared: list[tuple[str, Any, Any]] = [("agents", spec.n_agents, env_spec.n_agents)]
     if spec.n_agents == env_spec.n_agents:
         compared.append(("agent ids", ", ".join(spec.agent_ids), ", ".join(env_spec.agent_ids)))

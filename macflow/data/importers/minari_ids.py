@@ -21,8 +21,7 @@ _ID = re.compile(r"[\w-]+(/[\w-]+)*-v\d+")
 def read_minari_source(source: str, env_spec: MultiAgentSpec | None = None) -> Imported:
     """Read the dataset of the folder `source`, or the installed dataset with the id `source`.
 
-    `env_spec` gives names and true observation sizes of agents where the dataset has only
-    Minari's own metadata.
+    `env_spec` gives the agents' true observation sizes where the dataset has only Minari's own metadata.
 
     Raises:
         DataError: naming what is missing, malformed or not in the layout of `minari_store`.
@@ -31,13 +30,14 @@ def read_minari_source(source: str, env_spec: MultiAgentSpec | None = None) -> I
     rows, spec, meta = read_minari_rows(folder)
     if meta["inferred"] and (known := same_agents(env_spec, spec.n_agents)) is not None:
         obs_dims = known.obs_dims if known.obs_size == spec.obs_size else spec.obs_dims
-        spec = replace(spec, agent_ids=known.agent_ids, obs_dims=obs_dims)
+        spec = replace(spec, obs_dims=obs_dims)
         refuse_padding(folder, rows, spec)
     return Imported(
         rows=rows,
         spec=spec,
         dataset_id=meta["dataset_id"],
         behaviour=meta["behaviour"] or {"imported_from": "minari", "sha256": digest(folder)},
+        named=not meta["inferred"],
         env=meta["env"],
     )
 

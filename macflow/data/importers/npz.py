@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from macflow.data.importers.imported import Imported, make_dataset_id, same_agents
+from macflow.data.importers.imported import Imported, make_dataset_id, numbered_agents, same_agents
 from macflow.data.importers.transitions import RowMap, breaks, refuse_padding
 from macflow.data.rows import UNKNOWN_SEED, EpisodeRows
 from macflow.files import digest
@@ -55,6 +55,7 @@ class _File:
     rows: EpisodeRows
     spec: MultiAgentSpec
     has_state: bool
+    named: bool
     # Steps given up, and episodes of which nothing was left, for want of a last observation.
     lost_steps: int
     lost_episodes: int
@@ -63,8 +64,7 @@ class _File:
 def read_npz(source: Path, env_spec: MultiAgentSpec | None = None) -> Imported:
     """Read one `.npz` file, or all of a folder in order of their names.
 
-    `env_spec` gives what the files leave out: names of agents, true observation sizes, bounds or number
-    of actions.
+    `env_spec` gives what the files leave out: true observation sizes, bounds or number of actions.
 
     Raises:
         DataError: naming the file, the array, the rule it breaks and what was received.
@@ -92,6 +92,7 @@ def read_npz(source: Path, env_spec: MultiAgentSpec | None = None) -> Imported:
             "files": [path.name for path in paths],
             "sha256": digest(source),
         },
+        named=files[0].named,
         notes=tuple(notes),
     )
 
@@ -180,9 +181,8 @@ def _spec(path: Path, arrays: Arrays, env_spec: MultiAgentSpec | None) -> MultiA
         obs_dims = _obs_dims(path, arrays["obs_dims"], n, obs_size)
     elif known is not None and known.obs_size == obs_size:
         obs_dims = known.obs_dims
-    agent_ids = known.agent_ids if known else tuple(f"agent_{i}" for i in range(n))
-    if "agent_ids" in arrays:
-        agent_ids = _agent_ids(path, arrays["agent_ids"], n)
+    named = arrays.get("agent_ids")
+    agent_ids = numbered_agents(n) if named is None else _agent_ids(path, named, n)
     state_size = sum(obs_dims)
     if "state" in arrays:
         state = arrays["state"]
@@ -359,7 +359,9 @@ def _read(path: Path, arrays: Arrays, spec: MultiAgentSpec) -> _File:
         seeds=seeds[~lost],
     )
     refuse_padding(path, rows, spec)
-    return _File(path, rows, spec, "state" in arrays, int((~keep).sum()), int(lost.sum()))
+    return _File(
+        path, rows, spec, "state" in arrays, "agent_ids" in arrays, int((~keep).sum()), int(lost.sum())
+    )
 
 
 def _check(path: Path, arrays: Arrays, name: str, shape: tuple[int, ...]) -> None:

@@ -7,27 +7,25 @@ import difflib
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import polars as pl
 
 from macflow.data.duplicates import row_hashes, transition_copies, transition_hashes
-from macflow.data.expectations import Validation
 from macflow.data.importers.download import fetch_file
-from macflow.data.importers.imported import Imported, make_dataset_id, write_imported
+from macflow.data.importers.imported import Imported, make_dataset_id
 from macflow.data.importers.og_marl_rows import VaultOptions, convert
 from macflow.data.importers.og_marl_sources import PREFIX, SOURCES, VaultSource, source_named
 from macflow.data.importers.og_marl_vault import DATABASE_FILE, METADATA_FILE, VaultArrays, list_uids
 from macflow.data.importers.unpack import archive_members, unpack
 from macflow.data.rows import EpisodeRows
 from macflow.files import digest
-from macflow.types import ConfigError, DataError
+from macflow.types import ConfigError, DataError, MultiAgentSpec
 
-__all__ = ["VaultOptions", "import_og_marl", "list_uids", "read_og_marl"]
+__all__ = ["VaultOptions", "list_uids", "read_og_marl"]
 
 DOWNLOADS = Path("data/downloads")
 NO_OPTIONS = VaultOptions()
@@ -44,53 +42,34 @@ class _Found:
     source: VaultSource | None
 
 
-def import_og_marl(
+def read_og_marl(
     source: str | Path,
     uid: str | None,
     target: Path,
     options: VaultOptions = NO_OPTIONS,
     *,
-    downloads: Path = DOWNLOADS,
-    sha256: str | None = None,
-    env: Mapping[str, Any] | None = None,
-) -> tuple[Imported, Validation]:
-    """Write the dataset `uid` of a vault as the Minari dataset of the new folder `target`.
-
-    Like `read_og_marl`, with validation; `env` replaces the environment of the catalogue.
-
-    Raises:
-        ConfigError: for a name that is not in the catalogue, or options that do not fit the source.
-        DataError: naming the file, array or expectation that is at fault; nothing is written then.
-    """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"{target}: already there, and nothing is overwritten; choose a new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
-        imported = read_og_marl(source, uid, options, work=Path(work), downloads=downloads, sha256=sha256)
-    if env is not None:
-        imported = dataclasses.replace(imported, env=env)
-    return imported, write_imported(target, str(source), imported)
-
-
-def read_og_marl(
-    source: str | Path,
-    uid: str | None,
-    options: VaultOptions = NO_OPTIONS,
-    *,
-    work: Path,
+    env_spec: MultiAgentSpec | None = None,
     downloads: Path = DOWNLOADS,
     sha256: str | None = None,
 ) -> Imported:
     """Read the dataset `uid` of a vault; it may be None where there is only one.
 
     `source` is a name of the catalogue, the address of a zip (http, https, file), a local zip, the folder
-    of a vault or that of a UID. Downloads are kept in the folder `downloads`; the one dataset is unpacked
-    in the existing folder `work`, which may go when the call is over. `sha256` is the archive's.
+    of a vault or that of a UID. Downloads are kept in the folder `downloads`. What has to be unpacked is
+    for the time of the call beside the folder `target`, where the dataset is to be written and so has room.
+    `env_spec` gives, where neither options nor catalogue do, the bounds of actions and the true sizes of
+    observations. `sha256` is the archive's.
 
     Raises:
-        ConfigError, DataError: as `import_og_marl`.
+        ConfigError: for a name that is not in the catalogue, or options that do not fit the source.
+        DataError: naming the file or array that is at fault.
     """
-    found = _find(source, uid, work, downloads, sha256)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
+        return _read(_find(source, uid, Path(work), downloads, sha256), options, env_spec)
+
+
+def _read(found: _Found, options: VaultOptions, env_spec: MultiAgentSpec | None) -> Imported:
     known = found.source
     if known is not None:
         options = dataclasses.replace(
@@ -98,6 +77,8 @@ def read_og_marl(
             action_kind=options.action_kind or known.action_kind,
             obs_dims=options.obs_dims or known.obs_dims,
         )
+    if env_spec is not None:
+        options = _filled(options, env_spec)
     rows, spec, notes = convert(VaultArrays(found.folder), options, f"{found.name}, {found.uid}")
     treated = {
         key: value
@@ -110,9 +91,21 @@ def read_og_marl(
         spec=spec,
         dataset_id=make_dataset_id(PREFIX, *_plain_name(found.name), found.uid),
         behaviour={"kind": PREFIX, "name": found.name, "uid": found.uid, **found.origin, **treated},
+        named=False,
         env=None if known is None else known.env,
         notes=(*notes, *_copies(rows), *no_env),
     )
+
+
+def _filled(options: VaultOptions, env_spec: MultiAgentSpec) -> VaultOptions:
+    """Add what the environment tells to the options that are not given."""
+    bounds, obs_dims = options.action_bounds, options.obs_dims
+    of_env = set(zip(env_spec.action_low, env_spec.action_high, strict=True))
+    if bounds is None and not env_spec.discrete and len(of_env) == 1:
+        bounds = of_env.pop()
+    if obs_dims is None and len(set(env_spec.obs_dims)) > 1:
+        obs_dims = env_spec.obs_dims
+    return dataclasses.replace(options, action_bounds=bounds, obs_dims=obs_dims)
 
 
 def _copies(rows: EpisodeRows) -> tuple[str, ...]:

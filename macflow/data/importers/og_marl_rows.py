@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from macflow.data.importers.imported import numbered_agents
 from macflow.data.rows import UNKNOWN_SEED, EpisodeRows, IntArray
 from macflow.types import (
     ActionArray,
@@ -139,7 +140,7 @@ class _Conversion:
         low, high = (-1.0, 1.0) if discrete else self.options.action_bounds or (-1.0, 1.0)
         state = self._state(obs)
         spec = MultiAgentSpec(
-            agent_ids=tuple(f"agent_{i}" for i in range(self.n)),
+            agent_ids=numbered_agents(self.n),
             obs_dims=self._obs_dims(obs),
             state_size=state.shape[1],
             action_kind="discrete" if discrete else "continuous",

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from macflow.data.importers.imported import Imported, make_dataset_id, same_agents
+from macflow.data.importers.imported import Imported, make_dataset_id, numbered_agents, same_agents
 from macflow.data.importers.transitions import RowMap, breaks
 from macflow.data.rows import UNKNOWN_SEED, EpisodeRows, IntArray
 from macflow.files import digest
@@ -70,8 +70,8 @@ def read_omar(
 
     `episode_length`: every episode has so many steps (the last of a folder may be cut short); data that
     contradict it are refused. `time_limit`: `dones` set at exactly that step means time limit, not
-    termination. `env_spec` gives the agents' names and, without `action_bounds`, the bounds of actions,
-    which the files do not tell; else agents are `agent_0`, ... and bounds -1 and 1.
+    termination. `env_spec` gives, without `action_bounds`, the bounds of actions, which the files do not
+    tell; else they are -1 and 1.
 
     Raises:
         DataError: naming the file, the rule it breaks and what was received.
@@ -101,6 +101,7 @@ def read_omar(
             "time_limit": time_limit,
             "sha256": digest(source),
         },
+        named=False,
         notes=_notes(seeds, found, rows),
     )
 
@@ -309,7 +310,7 @@ def _spec(
     if action_bounds is None and known is not None and not known.discrete and known.action_size == size:
         low, high = known.action_low, known.action_high
     return MultiAgentSpec(
-        agent_ids=known.agent_ids if known else tuple(f"agent_{i}" for i in range(seed.n_agents)),
+        agent_ids=numbered_agents(seed.n_agents),
         obs_dims=seed.sizes("obs"),
         state_size=state_sizes[0] if shared_state else sum(state_sizes),
         action_kind="continuous",
