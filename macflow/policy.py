@@ -25,7 +25,7 @@ from macflow.files import read_json, write_json
 from macflow.nets.policy import Noise, OneStepPolicy, Sharing
 from macflow.types import ActionArray, BoolArray, DataError, FloatArray, MultiAgentSpec, Seen
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Policy:

@@ -23,7 +23,7 @@ from macflow.nets.velocity import AttentionVelocityField, Field, VelocityField
 from macflow.policy import EpisodeNoise
 from macflow.types import ActionArray, DataError, MultiAgentSpec, Seen
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
