@@ -30,6 +30,8 @@ RARE_OPTIMUM: dict[str, Mapping[str, Any]] = {
 XOR: dict[str, Mapping[str, Any]] = {
     "MAC-Flow": {},
     "MAC-Flow, common noise": {"distill": {"noise": "common"}},
+    "MAC-Flow, alpha 3": {"distill": {"alpha": 3.0}},
+    "MAC-Flow, alpha 3, common noise": {"distill": {"alpha": 3.0, "noise": "common"}},
 }
 ARTIFACTS = ("data/prepared", "models/flow", "models/teacher", "models/critic")
 
