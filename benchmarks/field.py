@@ -24,8 +24,12 @@ from workspace import ROOT, make_workspace, run_stages
 
 DATA = ("record", "prepare", "describe")
 TRAIN = ("train_flow", "teacher", "train_critic", "distill", "evaluate", "diagnose")
-# Datasets whose name begins so are trained with these parameters.
-EXAMPLES = {"mamujoco-": "mamujoco.yaml", "smax-": "smax.yaml"}
+# Datasets whose name begins so are trained with these parameters; the last that fits counts.
+EXAMPLES = {
+    "mamujoco-": "mamujoco.yaml",
+    "mamujoco-hopper-": "mamujoco-hopper.yaml",
+    "smax-": "smax.yaml",
+}
 # Far from the seeds that recorded the data, and from those that parameters were chosen on.
 EVALUATION_SEED = 50_000
 

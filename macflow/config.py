@@ -119,7 +119,10 @@ class TeacherParams(Section):
 
 
 class CriticParams(Section):
-    mixer: Literal["mean", "qmix"]
+    # mean and qmix keep IGM. Ablations: none trains each Q_i on its own, central is one Q of everything.
+    mixer: Literal["mean", "qmix", "none", "central"]
+    # own: Q_i(o_i, a_i). state: Q_i(s, a_i); IGM holds at every state, and policies still act on their own.
+    sees: Literal["own", "state"]
     # Where the target's next action comes from: see docs/adr/0001.
     next_action: Literal["flow", "flow_best_of", "in_sample"]
     hidden: Hidden

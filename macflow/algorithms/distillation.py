@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from macflow.nets.critic import MixedCritic, aggregate_ensemble
+from macflow.nets.critic import Critic, aggregate_ensemble
 from macflow.nets.policy import OneStepPolicy
 
 Q_SCALE_FLOOR = 1e-6
@@ -16,7 +16,7 @@ Q_SCALE_FLOOR = 1e-6
 
 def distillation_loss(
     policy: OneStepPolicy,
-    critic: MixedCritic | None,
+    critic: Critic | None,
     obs: Tensor,
     state: Tensor,
     noise: Tensor,

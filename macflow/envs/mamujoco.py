@@ -50,7 +50,8 @@ class MultiAgentMujoco(JointEnv):
     """A robot of Gymnasium whose actuators are partitioned among agents.
 
     An agent sees its own joints and those up to `agent_obsk` joints away, so observations differ in
-    size. All agents share the robot's reward. Falling over terminates, the time limit truncates.
+    size; with `None` it sees the whole robot. All agents share the robot's reward. Falling over
+    terminates, the time limit truncates.
     """
 
     metadata: ClassVar[dict[str, Any]] = {
@@ -59,7 +60,7 @@ class MultiAgentMujoco(JointEnv):
         "render_fps": 20,
     }
 
-    def __init__(self, scenario: str, partition: str, max_cycles: int, agent_obsk: int) -> None:
+    def __init__(self, scenario: str, partition: str, max_cycles: int, agent_obsk: int | None) -> None:
         self._raw = mamujoco_v1.parallel_env(
             scenario,
             partition,

@@ -1,7 +1,7 @@
 """Per-agent critics Q_i(o_i, a_i) and the mixers that make Q_tot of them (Eq. 1).
 
 `mean` and `qmix` never decrease in any Q_i, so the joint argmax of Q_tot is the agents' own
-argmaxes (IGM: individual-global-max).
+argmaxes (IGM: individual-global-max). `none` and `central` are the ablations without it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from macflow.nets.stacked import StackedMLP, with_agent_ids
+
+Mixing = Literal["mean", "qmix", "none", "central"]
+# What the critics see: each agent's own observation, or the state, which only training needs.
+Sight = Literal["own", "state"]
 
 QMIX_EMBEDDING = 32
 QMIX_HYPER_HIDDEN = (64,)
@@ -55,8 +59,12 @@ class QMixer(nn.Module):
         return out
 
 
-class MixedCritic(nn.Module):
-    """An ensemble of C critics, each with shared weights over agents and a mixer of its own."""
+class FactoredCritic(nn.Module):
+    """An ensemble of C critics, each with Q_i of shared weights over agents and a mixer of its own.
+
+    `none`: no mixer. Each Q_i is trained on a target of its own, as independent learners do; their
+    mean stands for Q_tot where one is asked for.
+    """
 
     def __init__(
         self,
@@ -65,7 +73,8 @@ class MixedCritic(nn.Module):
         action_size: int,
         state_size: int,
         discrete: bool,
-        mixer: Literal["mean", "qmix"],
+        mixer: Literal["mean", "qmix", "none"],
+        sees: Sight,
         ensemble: int,
         hidden: Sequence[int],
         generator: torch.Generator,
@@ -73,28 +82,75 @@ class MixedCritic(nn.Module):
         super().__init__()
         self.discrete = discrete
         self.ensemble = ensemble
-        inputs = obs_size + n_agents + (0 if discrete else action_size)
+        self.sees = sees
+        inputs = (obs_size if sees == "own" else state_size) + n_agents + (0 if discrete else action_size)
         outputs = action_size if discrete else 1
         self.net = StackedMLP(ensemble, inputs, hidden, outputs, generator, layer_norm=True)
-        self.mixer = MeanMixer() if mixer == "mean" else QMixer(ensemble, n_agents, state_size, generator)
+        self.independent = mixer == "none"
+        self.mixer = QMixer(ensemble, n_agents, state_size, generator) if mixer == "qmix" else MeanMixer()
 
-    def agent_values(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Map obs (B, N, O) and actions (B, N, A) to Q_i (C, B, N).
+    def agent_values(self, obs: Tensor, state: Tensor, actions: Tensor) -> Tensor:
+        """Map obs (B, N, O), state (B, S) and actions (B, N, A) to Q_i (C, B, N).
 
         Discrete actions may be one-hot, or probabilities: the value is then the expected one.
         """
         b, n, _ = obs.shape
-        x = with_agent_ids(obs if self.discrete else torch.cat([obs, actions], dim=-1))
+        seen = obs if self.sees == "own" else state.unsqueeze(1).expand(b, n, -1)
+        x = with_agent_ids(seen if self.discrete else torch.cat([seen, actions], dim=-1))
         out: Tensor = self.net(x.reshape(1, b * n, -1).expand(self.ensemble, -1, -1))
         if self.discrete:
             values: Tensor = (out.reshape(self.ensemble, b, n, -1) * actions).sum(dim=-1)
             return values
         return out.reshape(self.ensemble, b, n)
 
+    def trained_values(self, obs: Tensor, state: Tensor, actions: Tensor) -> Tensor:
+        """Return the values that have a TD target each: Q_tot (C, B, 1), or the Q_i (C, B, N) of `none`."""
+        q = self.agent_values(obs, state, actions)
+        return q if self.independent else self.mixer(q, state).unsqueeze(-1)
+
     def forward(self, obs: Tensor, state: Tensor, actions: Tensor) -> Tensor:
         """Map obs (B, N, O), state (B, S) and actions (B, N, A) to Q_tot (C, B)."""
-        out: Tensor = self.mixer(self.agent_values(obs, actions), state)
+        out: Tensor = self.mixer(self.agent_values(obs, state, actions), state)
         return out
+
+
+class CentralCritic(nn.Module):
+    """An ensemble of C critics Q(o, a) of everything at once, in which no agent's own best action shows.
+
+    The ablation without IGM. Discrete joint actions enter as one-hot vectors; of probabilities the
+    value is that of the relaxed action, not the expected one, which would take A^N evaluations.
+    """
+
+    def __init__(
+        self,
+        n_agents: int,
+        obs_size: int,
+        action_size: int,
+        state_size: int,
+        sees: Sight,
+        ensemble: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.ensemble = ensemble
+        self.sees = sees
+        inputs = (n_agents * obs_size if sees == "own" else state_size) + n_agents * action_size
+        self.net = StackedMLP(ensemble, inputs, hidden, 1, generator, layer_norm=True)
+
+    def trained_values(self, obs: Tensor, state: Tensor, actions: Tensor) -> Tensor:
+        """Return Q_tot as (C, B, 1)."""
+        seen = obs.flatten(1) if self.sees == "own" else state
+        x = torch.cat([seen, actions.flatten(1)], dim=-1)
+        out: Tensor = self.net(x.expand(self.ensemble, *x.shape))
+        return out
+
+    def forward(self, obs: Tensor, state: Tensor, actions: Tensor) -> Tensor:
+        """Map obs (B, N, O), state (B, S) and actions (B, N, A) to Q_tot (C, B)."""
+        return self.trained_values(obs, state, actions).squeeze(-1)
+
+
+Critic = FactoredCritic | CentralCritic
 
 
 def aggregate_ensemble(q: Tensor, how: Literal["mean", "min"]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ def begin_training(
         raise ConfigError(
             f"{params_file}: `training.device` is 'cuda', but torch finds no GPU here; use 'cpu'"
         )
+    # Without it cuBLAS refuses to compute deterministically; read when the GPU is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(params.threads)
     torch.use_deterministic_algorithms(True)
     # Denormals make a CPU step several times slower once a net's activations have saturated.

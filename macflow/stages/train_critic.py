@@ -39,9 +39,9 @@ def main(arguments: argparse.Namespace) -> None:
     dataset = load_prepared(arguments.data)
     sampler = TransitionSampler(dataset, run.device)
     next_actions = _NextActions(params.next_action, load_teacher(arguments.teacher).to(run.device), sampler)
-    critic = build_critic(dataset.spec, params.mixer, params.ensemble, params.hidden, run.initializer).to(
-        run.device
-    )
+    critic = build_critic(
+        dataset.spec, params.mixer, params.sees, params.ensemble, params.hidden, run.initializer
+    ).to(run.device)
     target = copy.deepcopy(critic).requires_grad_(False)
     optimizer = adam(list(critic.parameters()))
     state = TrainingState({"critic": critic, "target": target}, optimizer, run.generator)

@@ -18,7 +18,7 @@ from macflow.actions import decode_actions
 from macflow.algorithms.flow_matching import Objective, sample_flow
 from macflow.data.normalizer import Normalizer
 from macflow.files import read_json, write_json
-from macflow.nets.critic import MixedCritic, aggregate_ensemble
+from macflow.nets.critic import CentralCritic, Critic, FactoredCritic, Mixing, Sight, aggregate_ensemble
 from macflow.nets.velocity import AttentionVelocityField, Field, VelocityField
 from macflow.policy import EpisodeNoise
 from macflow.types import ActionArray, DataError, MultiAgentSpec, Seen
@@ -68,7 +68,7 @@ class CriticArtifact:
     """The frozen critic, with what its units are."""
 
     spec: MultiAgentSpec
-    critic: MixedCritic
+    critic: Critic
     aggregate: Literal["mean", "min"]
     discount: float
     reward_scale: float
@@ -153,30 +153,26 @@ def load_critic(folder: Path) -> CriticArtifact:
     manifest = _read_manifest(folder / "critic.json")
     spec = MultiAgentSpec.from_dict(manifest["spec"])
     params = manifest["params"]["critic"]
-    critic = build_critic(spec, params["mixer"], params["ensemble"], params["hidden"], torch.Generator())
+    critic = build_critic(
+        spec, params["mixer"], params["sees"], params["ensemble"], params["hidden"], torch.Generator()
+    )
     _load_module(folder / "critic.safetensors", critic)
     return CriticArtifact(spec, critic, params["aggregate"], params["discount"], manifest["reward_scale"])
 
 
 def build_critic(
     spec: MultiAgentSpec,
-    mixer: Literal["mean", "qmix"],
+    mixer: Mixing,
+    sees: Sight,
     ensemble: int,
     hidden: Sequence[int],
     generator: torch.Generator,
-) -> MixedCritic:
+) -> Critic:
     """Return a fresh critic ensemble for `spec`."""
-    return MixedCritic(
-        spec.n_agents,
-        spec.obs_size,
-        spec.action_size,
-        spec.state_size,
-        spec.discrete,
-        mixer,
-        ensemble,
-        hidden,
-        generator,
-    )
+    sizes = (spec.n_agents, spec.obs_size, spec.action_size, spec.state_size)
+    if mixer == "central":
+        return CentralCritic(*sizes, sees, ensemble, hidden, generator)
+    return FactoredCritic(*sizes, spec.discrete, mixer, sees, ensemble, hidden, generator)
 
 
 def save_teacher(folder: Path, teacher: TeacherArtifact, manifest: dict[str, Any], discrete: bool) -> None:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from macflow.algorithms.distillation import distillation_loss, masked_log_softmax
 from macflow.algorithms.igm_critic import critic_loss, polyak_update, td_target
-from macflow.nets.critic import MixedCritic
+from macflow.nets.critic import Critic, FactoredCritic
 from macflow.nets.policy import OneStepPolicy
 from macflow.types import Batch
 
 
-def make_critic(discrete: bool = False, mixer: str = "mean") -> MixedCritic:
-    return MixedCritic(2, 3, 2, 4, discrete, mixer, 2, [16], torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+def make_critic(discrete: bool = False, mixer: str = "mean") -> FactoredCritic:
+    return FactoredCritic(2, 3, 2, 4, discrete, mixer, "own", 2, [16], torch.Generator().manual_seed(0))  # type: ignore[arg-type]
 
 
 def make_batch(size: int = 5) -> Batch:
@@ -49,21 +49,49 @@ def test_target_takes_the_best_candidate_and_masks_termination(aggregate: str) -
         )  # (C, B, K)
     q = q.mean(axis=0) if aggregate == "mean" else q.min(axis=0)
     expected = batch.reward.numpy() + 0.9 * batch.bootstrap_mask.numpy() * q.max(axis=-1)
-    np.testing.assert_allclose(y.numpy(), expected, rtol=1e-5)
+    assert y.shape == (5, 1)
+    np.testing.assert_allclose(y.numpy()[:, 0], expected, rtol=1e-5)
     terminated = batch.bootstrap_mask == 0
-    torch.testing.assert_close(y[terminated], batch.reward[terminated])
+    torch.testing.assert_close(y[terminated, 0], batch.reward[terminated])
+
+
+def test_without_a_mixer_each_agent_has_a_target_of_its_own() -> None:
+    critic, batch = make_critic(mixer="none"), make_batch()
+    candidates = torch.rand(5, 3, 2, 2) * 2 - 1
+    y = td_target(critic, batch, candidates, 0.9, "min")
+    with torch.no_grad():
+        q = np.stack(
+            [
+                critic.agent_values(batch.next_obs, batch.next_state, candidates[:, k]).numpy()
+                for k in range(3)
+            ],
+            axis=-1,
+        )  # (C, B, N, K)
+    best = q.min(axis=0).max(axis=-1)
+    reward, mask = batch.reward.numpy()[:, None], batch.bootstrap_mask.numpy()[:, None]
+    np.testing.assert_allclose(y.numpy(), reward + 0.9 * mask * best, rtol=1e-5)
+    # An agent's error trains its own value alone: the other's target does not enter its gradient.
+    moved = torch.cat([y[:, :1], y[:, 1:] + 1.0], dim=1)
+    grads = []
+    for target in (y, moved):
+        values = critic.trained_values(batch.obs, batch.state, batch.actions)
+        loss = (values - target).square().mean(dim=(1, 2)).sum()
+        torch.testing.assert_close(critic_loss(critic, batch, target)[0], loss)
+        grads.append(torch.autograd.grad(loss, values)[0])
+    torch.testing.assert_close(grads[0][..., 0], grads[1][..., 0])
+    assert not torch.allclose(grads[0][..., 1], grads[1][..., 1])
 
 
 def test_critic_loss_equals_its_formula_and_trains_each_member() -> None:
     critic, batch = make_critic(mixer="qmix"), make_batch()
-    y = torch.randn(5)
+    y = torch.randn(5, 1)
     loss, info = critic_loss(critic, batch, y)
     with torch.no_grad():
         q = critic(batch.obs, batch.state, batch.actions).numpy()
     np.testing.assert_allclose(
-        float(loss.detach()), sum(np.mean((q[c] - y.numpy()) ** 2) for c in range(2)), rtol=1e-5
+        float(loss.detach()), sum(np.mean((q[c] - y.numpy()[:, 0]) ** 2) for c in range(2)), rtol=1e-5
     )
-    np.testing.assert_allclose(float(info["td_loss"]), np.mean((q - y.numpy()) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(float(info["td_loss"]), np.mean((q - y.numpy()[:, 0]) ** 2), rtol=1e-5)
     loss.backward()
     for name, parameter in critic.named_parameters():
         assert parameter.grad is not None, name
@@ -83,7 +111,7 @@ def test_polyak_update_moves_by_its_fraction() -> None:
 
 
 def loss_parts(
-    discrete: bool, alpha: float, critic: MixedCritic | None
+    discrete: bool, alpha: float, critic: Critic | None
 ) -> tuple[OneStepPolicy, Tensor, dict[str, Tensor]]:
     g = torch.Generator().manual_seed(2)
     policy = OneStepPolicy(2, 3, 2, "shared", "individual", [16], g)
@@ -148,7 +176,7 @@ def test_value_term_alone_finds_the_best_legal_action() -> None:
     obs, state = torch.randn(1, 2, 3, generator=g), torch.randn(1, 4, generator=g)
     legal = torch.ones(1, 2, 2, dtype=torch.bool)
     values = torch.stack(
-        [critic.agent_values(obs, torch.eye(2)[a].expand(1, 2, 2)).mean(0)[0] for a in range(2)], -1
+        [critic.agent_values(obs, state, torch.eye(2)[a].expand(1, 2, 2)).mean(0)[0] for a in range(2)], -1
     )
     best = values.argmax(-1)  # (N,)
     legal[0, 0, best[0]] = False

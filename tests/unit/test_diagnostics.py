@@ -27,7 +27,7 @@ from macflow.evaluation.diagnostics import (
     policy_modes,
     wasserstein2,
 )
-from macflow.nets.critic import MixedCritic
+from macflow.nets.critic import FactoredCritic
 from macflow.types import DataError
 
 FLOW_MODES = torch.tensor([[[-0.8], [0.8]], [[0.8], [-0.8]]])  # (2, N=2, A=1): agents always disagree
@@ -85,7 +85,7 @@ def test_w2_splits_mass_between_clouds_of_unequal_size() -> None:
 
 def random_critic_case(seed: int, n: int = 3, b: int = 8, m: int = 32) -> tuple[Tensor, Tensor, object]:
     generator = torch.Generator().manual_seed(seed)
-    critic = MixedCritic(n, 5, 2, 4, False, "qmix", 2, (32, 32), generator)
+    critic = FactoredCritic(n, 5, 2, 4, False, "qmix", "own", 2, (32, 32), generator)
     obs, state = torch.randn(b, n, 5, generator=generator), torch.randn(b, 4, generator=generator)
     flow = torch.randn(b, m, n, 2, generator=generator).clamp(-1, 1)
     policy = (flow + 0.5 * torch.randn(flow.shape, generator=generator)).clamp(-1, 1)
@@ -176,7 +176,7 @@ def test_diagnostics_are_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_diagnostics_are_cheap_enough_to_run_while_training() -> None:
     generator = torch.Generator().manual_seed(0)
-    critic = MixedCritic(3, 18, 2, 54, False, "mean", 2, (256, 256, 256), generator)
+    critic = FactoredCritic(3, 18, 2, 54, False, "mean", "own", 2, (256, 256, 256), generator)
     obs, state = torch.randn(64, 3, 18, generator=generator), torch.randn(64, 54, generator=generator)
     flow = torch.rand(64, 64, 3, 2, generator=generator) * 2 - 1
     started = time.process_time()

@@ -69,12 +69,12 @@ def make_workspace(root: Path, env_id: str, behaviour: str) -> Path:
     obs = normalizer.normalize_obs(dataset.obs)
     samples = [flow.sample(obs, noise[:, k], dataset.legal_actions) for k in range(2)]
     save_teacher(root / "teacher", TeacherArtifact(noise, torch.stack(samples, dim=1)), {}, spec.discrete)
-    critic = CriticArtifact(spec, build_critic(spec, "mean", 2, (16,), generator), "mean", 0.9, 1.0)
+    critic = CriticArtifact(spec, build_critic(spec, "mean", "own", 2, (16,), generator), "mean", 0.9, 1.0)
     save_critic(
         root / "critic",
         critic,
-        {"params": {"critic": {"mixer": "mean", "ensemble": 2, "hidden": [16], "aggregate": "mean",
-                               "discount": 0.9}}},
+        {"params": {"critic": {"mixer": "mean", "sees": "own", "ensemble": 2, "hidden": [16],
+                               "aggregate": "mean", "discount": 0.9}}},
     )  # fmt: skip
     save_policy(
         root / "policy",

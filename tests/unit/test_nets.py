@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from macflow.nets.critic import MixedCritic, QMixer, aggregate_ensemble
+from macflow.nets.critic import CentralCritic, Critic, FactoredCritic, QMixer, aggregate_ensemble
 from macflow.nets.policy import OneStepPolicy
 from macflow.nets.stacked import StackedMLP, with_agent_ids
 from macflow.nets.velocity import AttentionVelocityField, VelocityField
@@ -145,9 +145,9 @@ def test_shared_policy_tells_agents_apart() -> None:
 
 
 def test_mean_mixer_is_the_mean_of_agent_values() -> None:
-    critic = MixedCritic(3, 4, 2, 5, False, "mean", 2, [16], generator())
+    critic = FactoredCritic(3, 4, 2, 5, False, "mean", "own", 2, [16], generator())
     obs, state, actions = torch.randn(7, 3, 4), torch.randn(7, 5), torch.randn(7, 3, 2)
-    values = critic.agent_values(obs, actions)
+    values = critic.agent_values(obs, state, actions)
     assert values.shape == (2, 7, 3)
     torch.testing.assert_close(critic(obs, state, actions), values.mean(-1))
 
@@ -162,20 +162,75 @@ def test_qmix_never_decreases_in_any_agent_value() -> None:
 
 
 @pytest.mark.parametrize("mixer", ["mean", "qmix"])
-def test_joint_argmax_is_the_agents_own_argmaxes(mixer: str) -> None:
+@pytest.mark.parametrize("sees", ["own", "state"])
+def test_joint_argmax_is_the_agents_own_argmaxes(mixer: str, sees: str) -> None:
     """IGM by brute force over all 27 joint actions."""
-    critic = MixedCritic(3, 2, 3, 4, True, mixer, 1, [32], generator(5))  # type: ignore[arg-type]
+    critic = FactoredCritic(3, 2, 3, 4, True, mixer, sees, 1, [32], generator(5))  # type: ignore[arg-type]
     obs, state = torch.randn(1, 3, 2, generator=generator(6)), torch.randn(1, 4, generator=generator(7))
     eye = torch.eye(3)
     joint = list(itertools.product(range(3), repeat=3))
     actions = torch.stack([eye[list(choice)] for choice in joint])  # (27, 3, 3)
     q = critic(obs.expand(27, -1, -1), state.expand(27, -1), actions)[0]
-    single = torch.stack([critic.agent_values(obs, eye[a].expand(1, 3, 3))[0, 0] for a in range(3)], dim=-1)
+    single = torch.stack(
+        [critic.agent_values(obs, state, eye[a].expand(1, 3, 3))[0, 0] for a in range(3)], dim=-1
+    )
     assert joint[int(q.argmax())] == tuple(single.argmax(-1).tolist())
 
 
+@pytest.mark.parametrize("sees", ["own", "state"])
+@pytest.mark.parametrize("mixer", ["mean", "qmix", "none", "central"])
+def test_a_critic_sees_what_it_is_said_to_see(mixer: str, sees: str) -> None:
+    critic: Critic = (
+        CentralCritic(3, 4, 2, 5, sees, 2, [16], generator())  # type: ignore[arg-type]
+        if mixer == "central"
+        else FactoredCritic(3, 4, 2, 5, False, mixer, sees, 2, [16], generator())  # type: ignore[arg-type]
+    )
+    obs = torch.randn(7, 3, 4, generator=generator(1), requires_grad=True)
+    state = torch.randn(7, 5, generator=generator(2), requires_grad=True)
+    actions = torch.randn(7, 3, 2, generator=generator(3), requires_grad=True)
+    q = critic(obs, state, actions)
+    values = critic.trained_values(obs, state, actions)
+    assert q.shape == (2, 7)
+    assert values.shape == (2, 7, 3 if mixer == "none" else 1)
+    torch.testing.assert_close(q, values.mean(-1))
+    by_obs, by_state, by_action = torch.autograd.grad(
+        values[..., 0].sum(), (obs, state, actions), allow_unused=True
+    )
+    assert (by_obs is not None) == (sees == "own")
+    assert (by_state is not None) == (sees == "state" or mixer == "qmix")
+    # The first agent's own value knows nothing of the others.
+    for seen in (by_obs, by_action):
+        if seen is not None:
+            assert (seen[:, 0].abs() > 0).all()
+            assert bool(torch.count_nonzero(seen[:, 1:])) == (mixer != "none")
+
+
+def test_only_a_central_critic_can_prefer_to_differ() -> None:
+    """XOR: no sum of the agents' values has its optimum where they differ; one Q of everything fits it."""
+    eye = torch.eye(2)
+    actions = torch.stack([eye[[a, b]] for a, b in itertools.product(range(2), repeat=2)])  # (4, 2, 2)
+    payoff = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    obs, state = torch.zeros(4, 2, 1), torch.zeros(4, 1)
+    errors = {}
+    critics: dict[str, Critic] = {
+        "central": CentralCritic(2, 1, 2, 1, "own", 1, [32], generator()),
+        "mean": FactoredCritic(2, 1, 2, 1, True, "mean", "own", 1, [32], generator()),
+    }
+    for name, critic in critics.items():
+        optimizer = torch.optim.Adam(critic.parameters(), lr=1e-2)
+        for _ in range(300):
+            loss = (critic(obs, state, actions)[0] - payoff).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        errors[name] = float(loss.detach())
+    assert errors["central"] < 1e-3
+    # The best additive fit is 0.5 everywhere.
+    assert abs(errors["mean"] - 0.25) < 1e-3
+
+
 def test_discrete_critic_takes_the_expectation_under_probabilities() -> None:
-    critic = MixedCritic(2, 3, 4, 1, True, "mean", 1, [16], generator())
+    critic = FactoredCritic(2, 3, 4, 1, True, "mean", "own", 1, [16], generator())
     obs, state = torch.randn(1, 2, 3), torch.zeros(1, 1)
     p = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]])
     eye = torch.eye(4)

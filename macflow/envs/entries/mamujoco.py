@@ -26,8 +26,8 @@ ROBOTS = {
 
 class RobotKwargs(Kwargs):
     max_cycles: StepLimit = 1000
-    # How many joints away an agent sees beyond its own.
-    agent_obsk: Annotated[int, Field(ge=0)] = 1
+    # How many joints away an agent sees beyond its own; null: the whole robot.
+    agent_obsk: Annotated[int, Field(ge=0)] | None = 1
 
 
 def _robot(scenario: str, partition: str) -> Callable[[RobotKwargs], JointEnv]:
