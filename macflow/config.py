@@ -80,6 +80,9 @@ class TrainingParams(Section):
 
 
 class FlowParams(Section):
+    # Folder of an earlier flow of the same shape to begin from; null: from random weights. DVC does not watch
+    # it, the flow's manifest records its digest.
+    init: str | None
     # joint: one field over all agents (Eq. 4). individual: one per agent (the paper's ablation).
     scope: Literal["joint", "individual"]
     # velocity: squared error (Eq. 4). endpoint: the same flow of discrete actions, by cross-entropy.
@@ -176,6 +179,8 @@ class DiagnoseParams(Section):
     factorisation_ratio: PositiveFloat
     # mode_dropping: raised where more than this share of the flow's modes is not covered.
     mode_dropping_fraction: Fraction
+    # Signatures that stop the pipeline where they are raised.
+    fail_on: tuple[Literal["q_collapse", "factorisation_failure", "mode_dropping"], ...]
 
 
 class ReportParams(Section):

@@ -1,10 +1,17 @@
-"""Small random datasets for tests of the data code."""
+"""Small datasets for tests: random ones, and recorded ones."""
 
 from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 
 from macflow.data.episode import Episode
+from macflow.data.prepared import write_prepared
+from macflow.data.record import record_episodes
+from macflow.data.rows import stack_episodes
+from macflow.envs.registry import full_kwargs, make_behaviour, make_env
 from macflow.types import MultiAgentSpec
 
 ENV = {"id": "mpe/spread", "kwargs": {"n_agents": 2}, "version": "1"}
@@ -63,3 +70,20 @@ def assert_same_episodes(left: list[Episode], right: list[Episode]) -> None:
             else:
                 assert a.dtype == b.dtype, name
                 np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def prepare_recorded(folder: Path, env_id: str, behaviour: str, episodes: int) -> None:
+    """Record episodes of an environment's behaviour and write them as a prepared dataset."""
+    kwargs = full_kwargs(env_id, {})
+    with closing(make_env(env_id, kwargs, episodes)) as env:
+        recorded = record_episodes(env, make_behaviour(env_id, kwargs, behaviour), episodes, seed=0)
+        spec = env.spec
+    write_prepared(
+        folder,
+        stack_episodes(recorded, spec),
+        spec,
+        env={"id": env_id, "kwargs": kwargs, "version": "1"},
+        source={"kind": "minari", "behaviour": {"name": behaviour}},
+        made_from={},
+        params={},
+    )

@@ -38,7 +38,7 @@ from macflow.training.artifacts import (
     load_flow,
     load_teacher,
 )
-from macflow.types import DataError
+from macflow.types import DataError, MacflowError
 
 # Agents times rows that pass through a net at once.
 CHUNK = 65_536
@@ -46,6 +46,10 @@ CHUNK = 65_536
 NEIGHBOUR_ROWS = 100_000
 # States whose joint actions are drawn.
 SHOWN_STATES = 4
+
+
+class HealthError(MacflowError):
+    """A failure signature was raised that `diagnose.fail_on` names."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,16 @@ def main(arguments: argparse.Namespace) -> None:
             "checks": {name: check.to_dict() for name, check in checks.items()},
         },
     )
+    stopping = [name for name in params.fail_on if checks[name].raised]
+    if stopping:
+        raise HealthError(
+            f"{arguments.params}: `diagnose.fail_on`: "
+            + "; ".join(
+                f"{name} is {checks[name].value:.3g}, above its threshold of {checks[name].threshold:.3g}"
+                for name in stopping
+            )
+            + f". {arguments.metrics} and {arguments.plots} have the details"
+        )
 
 
 def _neighbourhoods(models: Models, states: Tensor, params: DiagnoseParams) -> Tensor:

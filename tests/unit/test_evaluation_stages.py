@@ -13,11 +13,12 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from data_samples import prepare_recorded
 
 from macflow.data.prepared import load_prepared, write_prepared
 from macflow.data.record import record_episodes
 from macflow.data.rows import stack_episodes
-from macflow.envs.registry import full_kwargs, make_behaviour, make_env
+from macflow.envs.registry import make_behaviour, make_env
 from macflow.files import read_json, write_json
 from macflow.policy import build_policy, load_policy, save_policy
 from macflow.stages import diagnose, evaluate
@@ -31,7 +32,7 @@ from macflow.training.artifacts import (
     save_flow,
     save_teacher,
 )
-from macflow.types import ConfigError, DataError
+from macflow.types import ConfigError, DataError, MacflowError
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 GAMES = {"game/payoff": "mixed", "game/xor": "mixed"}
@@ -39,20 +40,9 @@ GAMES = {"game/payoff": "mixed", "game/xor": "mixed"}
 
 def make_workspace(root: Path, env_id: str, behaviour: str) -> Path:
     """Record a small dataset and save fresh nets for it, as the stages before these would."""
-    kwargs = full_kwargs(env_id, {})
-    env = make_env(env_id, kwargs, 40)
-    episodes = record_episodes(env, make_behaviour(env_id, kwargs, behaviour), 40, seed=0)
-    spec = env.spec
-    write_prepared(
-        root / "data",
-        stack_episodes(episodes, spec),
-        spec,
-        env={"id": env_id, "kwargs": kwargs, "version": "1"},
-        source={"kind": "minari", "behaviour": {"name": behaviour}},
-        made_from={},
-        params={},
-    )
+    prepare_recorded(root / "data", env_id, behaviour, 40)
     dataset = load_prepared(root / "data")
+    spec = dataset.spec
     normalizer = dataset.normalizer
     generator = torch.Generator().manual_seed(0)
     for name in ("flow", "teacher", "critic", "policy"):
@@ -239,6 +229,29 @@ def test_diagnose_writes_what_it_promises_in_the_same_bytes(workspace: Path, tmp
     assert set(actions["source"]) == {"flow", "policy"}
     information = pl.read_csv(tmp_path / "a/plots/mutual_information.csv")
     assert len(information) == 5
+
+
+def test_a_signature_to_fail_on_stops_the_pipeline_and_leaves_what_was_measured(
+    workspace: Path, tmp_path: Path
+) -> None:
+    # An untrained policy is as far from the flow as it likes: with this threshold the check is raised.
+    settings = {"factorisation_ratio": 1e-6, "q_collapse_ratio": 1e6}
+    lenient = change(workspace, tmp_path / "lenient.yaml", "diagnose", fail_on=["q_collapse"], **settings)
+    diagnose.main(arguments(workspace, tmp_path / "a", params=lenient))
+    strict = change(
+        workspace,
+        tmp_path / "strict.yaml",
+        "diagnose",
+        fail_on=["q_collapse", "factorisation_failure"],
+        **settings,
+    )
+    message = r"strict.yaml: `diagnose.fail_on`: factorisation_failure is .*, above its threshold of 1e-06"
+    with pytest.raises(MacflowError, match=message):
+        diagnose.main(arguments(workspace, tmp_path / "b", params=strict))
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    unknown = change(workspace, tmp_path / "unknown.yaml", "diagnose", fail_on=["q_colapse"])
+    with pytest.raises(ConfigError, match=r"`diagnose.fail_on.0`.*received 'q_colapse'"):
+        diagnose.main(arguments(workspace, tmp_path / "c", params=unknown))
 
 
 def test_diagnose_refuses_artifacts_of_other_agents(workspace: Path, tmp_path: Path) -> None:
