@@ -56,13 +56,20 @@ def run_stages(folder: Path, stages: Iterable[str]) -> None:
     Raises:
         subprocess.CalledProcessError: a stage failed; its output has been shown.
     """
+    for stage in stages:
+        print(f"== {folder.name}: {stage}", flush=True)
+        subprocess.run(stage_command(folder, stage), cwd=folder, check=True, env=stage_environment())
+
+
+def stage_command(folder: Path, stage: str) -> list[str]:
+    """Return dvc.yaml's command of a stage with the parameters of `folder`."""
     definition = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     params: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text())
-    # The project's own sources, whatever is installed.
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for stage in stages:
-        # DVC's templating, as far as dvc.yaml uses it in commands: ${section.key}.
-        text = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda m: str(params[m[1]][m[2]]), definition[stage]["cmd"])
-        arguments = shlex.split(text.removeprefix("exec python "))
-        print(f"== {folder.name}: {stage}", flush=True)
-        subprocess.run([sys.executable, *arguments], cwd=folder, check=True, env=environment)
+    # DVC's templating, as far as dvc.yaml uses it in commands: ${section.key}.
+    text = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda m: str(params[m[1]][m[2]]), definition[stage]["cmd"])
+    return [sys.executable, *shlex.split(text.removeprefix("exec python "))]
+
+
+def stage_environment() -> dict[str, str]:
+    """Return an environment in which stages run the project's own sources, whatever is installed."""
+    return os.environ | {"PYTHONPATH": str(ROOT)}

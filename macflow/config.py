@@ -151,6 +151,8 @@ class DistillParams(Section):
     noise: Literal["individual", "common"]
     # Standard deviation of the noise that agents act with; they are trained at 1. 0: no chance in acting.
     acting_noise: Annotated[float, Field(ge=0, le=1)]
+    # M: noises that an agent draws to play the action that its own Q_i values most. 1: no choice.
+    best_of: Positive
     hidden: Hidden
     steps: Positive
     batch_size: Positive
@@ -158,6 +160,17 @@ class DistillParams(Section):
     schedule: LearningRateSchedule
     # Steps between measurements of the bounds of Props. 4.2 and 4.3.
     diagnose_every: Positive
+
+    @field_validator("best_of")
+    @classmethod
+    def _something_to_choose_among(cls, best_of: int, info: ValidationInfo) -> int:
+        if best_of > 1 and info.data.get("acting_noise") == 0:
+            raise ValueError("without `distill.acting_noise` all of an agent's actions are the same")
+        if best_of > 1 and info.data.get("noise") == "common":
+            raise ValueError(
+                "agents that each choose their best noise no longer share it: `distill.noise: individual`"
+            )
+        return best_of
 
 
 class EvaluateParams(Section):

@@ -1,12 +1,14 @@
 """The deployable policy bundle: one-step policies that act from their own observation, on nothing else.
 
 `policy.safetensors` holds the weights, `policy.json` everything needed to act and to know what the
-policy was made from. Neither the dataset, DVC nor the environment is needed.
+policy was made from; `values.safetensors` holds the critics Q_i(o_i, a_i) of policies that choose among
+several actions (best-of-M). Neither the dataset, DVC nor the environment is needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,17 +17,34 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from macflow.actions import decode_actions
 from macflow.algorithms.distillation import masked_log_softmax
 from macflow.algorithms.flow_matching import one_hot_of_best_legal
 from macflow.data.normalizer import Normalizer
 from macflow.files import read_json, write_json
+from macflow.nets.critic import AgentValues, Aggregate, OwnValues
 from macflow.nets.policy import Noise, OneStepPolicy, Sharing
 from macflow.types import ActionArray, BoolArray, DataError, FloatArray, MultiAgentSpec, Seen
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+
+@dataclass(frozen=True)
+class Acting:
+    """How agents act by what they learnt; training knows nothing of it."""
+
+    # Standard deviation of the noise to act with.
+    noise: float
+    # M: noises that an agent draws, to play the action that its own critic values most. 1: no choice.
+    best_of: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"`acting.noise` must lie in [0, 1], received {self.noise!r}")
+        if self.best_of < 1:
+            raise ValueError(f"`acting.best_of` must be 1 or more, received {self.best_of!r}")
 
 
 class Policy:
@@ -34,6 +53,9 @@ class Policy:
     Acting together and acting alone give the same actions. With individual noise agent i draws from a
     stream of its own, by (seed, t, i). With common noise all agents draw the joint noise of
     step t from (seed, t): wherever they run, they need to share the seed and to count the same steps.
+
+    With `best_of` M > 1 an agent draws M noises and plays the action that its own Q_i(o_i, a_i) values
+    most: by IGM that is its part of a better joint action, and needs nobody else.
     """
 
     def __init__(
@@ -41,15 +63,16 @@ class Policy:
         spec: MultiAgentSpec,
         normalizer: Normalizer,
         net: OneStepPolicy,
-        acting_noise: float,
+        acting: Acting,
+        values: OwnValues | None,
         manifest: Mapping[str, Any],
         seed: int = 0,
     ) -> None:
-        """Take `acting_noise`, the standard deviation of the noise to act with, from the bundle."""
-        self.acting_noise = acting_noise
+        self.acting = acting
         self.spec = spec
         self.normalizer = normalizer
         self.net = net
+        self.values = values
         self.manifest = manifest
         self.seed(seed)
 
@@ -112,12 +135,20 @@ class Policy:
         return PolicyActor(self)
 
     def act_batch(self, obs: FloatArray, noise: Tensor, legal_actions: BoolArray | None) -> ActionArray:
-        """Map raw obs (E, N, O) and noise (E, N, A) to environment actions (E, N, A) or (E, N)."""
-        legal = None if legal_actions is None else torch.from_numpy(legal_actions)
-        out = self.sample(torch.from_numpy(obs), noise, legal)
+        """Map raw obs (E, N, O) and noise (E, M, N, A) to environment actions (E, N, A) or (E, N)."""
+        e, m, n, a = noise.shape
+        rows = torch.from_numpy(obs).repeat_interleave(m, dim=0)
+        legal = None if legal_actions is None else torch.from_numpy(legal_actions).repeat_interleave(m, dim=0)
+        out = self.sample(rows, noise.flatten(0, 1), legal)
         if legal is not None:
             out = one_hot_of_best_legal(out, legal)
-        return decode_actions(self.spec, out)
+        candidates = out.reshape(e, m, n, a)
+        if self.values is None:
+            return decode_actions(self.spec, candidates[:, 0])
+        with torch.no_grad():
+            q = self.values(self.normalizer.normalize_obs(rows), out).reshape(e, m, n)
+        best = q.argmax(dim=1)[:, None, :, None].expand(e, 1, n, a)
+        return decode_actions(self.spec, candidates.gather(1, best)[:, 0])
 
     @torch.no_grad()
     def sample(self, obs: Tensor, noise: Tensor, legal_actions: Tensor | None) -> Tensor:
@@ -131,13 +162,13 @@ class Policy:
         return masked_log_softmax(out, legal_actions).exp()
 
     def _noise_at(self, step: int, agents: Iterable[int]) -> FloatArray:
-        """Return the noise (N, A) of a step; with individual noise that of the given agents, else zero."""
-        shape = (self.spec.n_agents, self.spec.action_size)
+        """Return the noise (M, N, A) of a step; with individual noise that of the given agents, else zero."""
+        m, n, a = self.acting.best_of, self.spec.n_agents, self.spec.action_size
         if self.net.noise == "common":
-            return self.acting_noise * _standard_normal(self._seed, (step,), shape)
-        noise = np.zeros(shape, np.float32)
+            return self.acting.noise * _standard_normal(self._seed, (step,), (m, n, a))
+        noise = np.zeros((m, n, a), np.float32)
         for i in agents:
-            noise[i] = self.acting_noise * _standard_normal(self._seed, (step, i), shape[1:])
+            noise[:, i] = self.acting.noise * _standard_normal(self._seed, (step, i), (m, a))
         return noise
 
     def _index(self, agent: str) -> int:
@@ -192,8 +223,9 @@ _NOISE_STREAM = 0x6E6F6973
 class EpisodeNoise:
     """Noise for a batch of episodes, each from its own seed, whatever the batch it runs in."""
 
-    def __init__(self, spec: MultiAgentSpec) -> None:
-        self.shape = (spec.n_agents, spec.action_size)
+    def __init__(self, spec: MultiAgentSpec, draws: int = 1) -> None:
+        """Take how many noises a step needs."""
+        self.shape = (draws, spec.n_agents, spec.action_size)
         self.streams: list[np.random.Generator] = []
 
     def reset(self, seeds: Sequence[int]) -> None:
@@ -201,7 +233,7 @@ class EpisodeNoise:
         self.streams = [np.random.default_rng([_NOISE_STREAM, seed]) for seed in seeds]
 
     def draw(self) -> Tensor:
-        """Return the next noise of every episode: (E, N, A)."""
+        """Return the next noises of every episode: (E, M, N, A)."""
         return torch.from_numpy(np.stack([s.standard_normal(self.shape, np.float32) for s in self.streams]))
 
 
@@ -210,7 +242,7 @@ class PolicyActor:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.noise = EpisodeNoise(policy.spec)
+        self.noise = EpisodeNoise(policy.spec, policy.acting.best_of)
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Begin one episode per seed."""
@@ -218,7 +250,7 @@ class PolicyActor:
 
     def act(self, seen: Seen) -> ActionArray:
         """Map raw observations (E, N, O) to environment actions."""
-        noise = self.policy.acting_noise * self.noise.draw()
+        noise = self.policy.acting.noise * self.noise.draw()
         return self.policy.act_batch(np.asarray(seen.obs, np.float32), noise, seen.legal_actions)
 
 
@@ -227,19 +259,30 @@ def save_policy(
     spec: MultiAgentSpec,
     normalizer: Normalizer,
     net: OneStepPolicy,
-    acting_noise: float,
+    acting: Acting,
+    values: OwnValues | None,
     manifest: Mapping[str, Any],
 ) -> None:
-    """Write policy.safetensors and policy.json; `manifest` adds environment, parameters, provenance."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    save_file(tensors, folder / "policy.safetensors")
-    content = {
+    """Write the bundle; `manifest` adds environment, parameters, provenance."""
+    _save_weights(folder / "policy.safetensors", net)
+    content: dict[str, Any] = {
         "spec": spec.to_dict(),
         "normalizer": normalizer.to_dict(),
         "noise": net.noise,
-        "acting_noise": acting_noise,
+        "acting": asdict(acting),
     }
+    if values is not None:
+        content["values"] = {
+            "ensemble": values.agents.ensemble,
+            "hidden": list(values.agents.hidden),
+            "aggregate": values.aggregate,
+        }
+        _save_weights(folder / "values.safetensors", values)
     write_json(folder / "policy.json", {"schema_version": SCHEMA_VERSION} | content | dict(manifest))
+
+
+def _save_weights(file: Path, net: nn.Module) -> None:
+    save_file({key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}, file)
 
 
 def load_policy(path: str | Path, seed: int = 0) -> Policy:
@@ -253,6 +296,7 @@ def load_policy(path: str | Path, seed: int = 0) -> Policy:
     """
     folder = Path(path)
     manifest = read_json(folder / "policy.json")
+    values = None
     try:
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise DataError(
@@ -262,22 +306,38 @@ def load_policy(path: str | Path, seed: int = 0) -> Policy:
         spec = MultiAgentSpec.from_dict(manifest["spec"])
         normalizer = Normalizer.from_dict(manifest["normalizer"])
         params = manifest["params"]["distill"]
-        acting_noise = float(manifest["acting_noise"])
+        acting = Acting(**manifest["acting"])
         if manifest["noise"] not in get_args(Noise):
             raise DataError(
                 f"{folder / 'policy.json'}: `noise` must be one of {', '.join(get_args(Noise))}, "
                 f"received {manifest['noise']!r}"
             )
         net = build_policy(spec, params["sharing"], manifest["noise"], params["hidden"], torch.Generator())
+        if acting.best_of > 1:
+            values = _build_values(spec, **manifest["values"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder / 'policy.json'}: not a policy manifest: {error!r}") from None
-    weights = folder / "policy.safetensors"
+    _load_weights(folder / "policy.safetensors", net)
+    if values is not None:
+        _load_weights(folder / "values.safetensors", values)
+    return Policy(spec, normalizer, net, acting, values, manifest, seed)
+
+
+def _build_values(
+    spec: MultiAgentSpec, ensemble: int, hidden: Sequence[int], aggregate: Aggregate
+) -> OwnValues:
+    agents = AgentValues(
+        spec.n_agents, spec.obs_size, spec.action_size, spec.discrete, ensemble, hidden, torch.Generator()
+    )
+    return OwnValues(agents, aggregate)
+
+
+def _load_weights(file: Path, net: nn.Module) -> None:
     try:
-        net.load_state_dict(load_file(weights))
+        net.load_state_dict(load_file(file))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise DataError(f"{weights}: not the weights of this policy: {error}") from None
+        raise DataError(f"{file}: not the weights of this policy: {error}") from None
     net.requires_grad_(False)
-    return Policy(spec, normalizer, net, acting_noise, manifest, seed)
 
 
 def build_policy(

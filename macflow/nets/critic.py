@@ -18,6 +18,7 @@ from macflow.nets.stacked import StackedMLP, with_agent_ids
 Mixing = Literal["mean", "qmix", "none", "central"]
 # What the critics see: each agent's own observation, or the state, which only training needs.
 Sight = Literal["own", "state"]
+Aggregate = Literal["mean", "min"]
 
 QMIX_EMBEDDING = 32
 QMIX_HYPER_HIDDEN = (64,)
@@ -59,6 +60,54 @@ class QMixer(nn.Module):
         return out
 
 
+class AgentValues(nn.Module):
+    """An ensemble of C nets Q_i(x_i, a_i), each of shared weights over agents."""
+
+    def __init__(
+        self,
+        n_agents: int,
+        seen_size: int,
+        action_size: int,
+        discrete: bool,
+        ensemble: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.discrete = discrete
+        self.ensemble = ensemble
+        self.hidden = tuple(hidden)
+        inputs = seen_size + n_agents + (0 if discrete else action_size)
+        outputs = action_size if discrete else 1
+        self.net = StackedMLP(ensemble, inputs, hidden, outputs, generator, layer_norm=True)
+
+    def forward(self, seen: Tensor, actions: Tensor) -> Tensor:
+        """Map what agents see (B, N, X) and actions (B, N, A) to Q_i (C, B, N).
+
+        Discrete actions may be one-hot, or probabilities: the value is then the expected one.
+        """
+        b, n, _ = seen.shape
+        x = with_agent_ids(seen if self.discrete else torch.cat([seen, actions], dim=-1))
+        out: Tensor = self.net(x.reshape(1, b * n, -1).expand(self.ensemble, -1, -1))
+        if self.discrete:
+            values: Tensor = (out.reshape(self.ensemble, b, n, -1) * actions).sum(dim=-1)
+            return values
+        return out.reshape(self.ensemble, b, n)
+
+
+class OwnValues(nn.Module):
+    """What each agent's own critic says of its actions, with the ensemble's members as one."""
+
+    def __init__(self, agents: AgentValues, aggregate: Aggregate) -> None:
+        super().__init__()
+        self.agents = agents
+        self.aggregate: Aggregate = aggregate
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Map obs (B, N, O) and actions (B, N, A) to Q_i (B, N)."""
+        return aggregate_ensemble(self.agents(obs, actions), self.aggregate)
+
+
 class FactoredCritic(nn.Module):
     """An ensemble of C critics, each with Q_i of shared weights over agents and a mixer of its own.
 
@@ -80,28 +129,17 @@ class FactoredCritic(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.discrete = discrete
-        self.ensemble = ensemble
         self.sees = sees
-        inputs = (obs_size if sees == "own" else state_size) + n_agents + (0 if discrete else action_size)
-        outputs = action_size if discrete else 1
-        self.net = StackedMLP(ensemble, inputs, hidden, outputs, generator, layer_norm=True)
+        seen_size = obs_size if sees == "own" else state_size
+        self.agents = AgentValues(n_agents, seen_size, action_size, discrete, ensemble, hidden, generator)
         self.independent = mixer == "none"
         self.mixer = QMixer(ensemble, n_agents, state_size, generator) if mixer == "qmix" else MeanMixer()
 
     def agent_values(self, obs: Tensor, state: Tensor, actions: Tensor) -> Tensor:
-        """Map obs (B, N, O), state (B, S) and actions (B, N, A) to Q_i (C, B, N).
-
-        Discrete actions may be one-hot, or probabilities: the value is then the expected one.
-        """
-        b, n, _ = obs.shape
-        seen = obs if self.sees == "own" else state.unsqueeze(1).expand(b, n, -1)
-        x = with_agent_ids(seen if self.discrete else torch.cat([seen, actions], dim=-1))
-        out: Tensor = self.net(x.reshape(1, b * n, -1).expand(self.ensemble, -1, -1))
-        if self.discrete:
-            values: Tensor = (out.reshape(self.ensemble, b, n, -1) * actions).sum(dim=-1)
-            return values
-        return out.reshape(self.ensemble, b, n)
+        """Map obs (B, N, O), state (B, S) and actions (B, N, A) to Q_i (C, B, N)."""
+        seen = obs if self.sees == "own" else state.unsqueeze(1).expand(*obs.shape[:2], -1)
+        values: Tensor = self.agents(seen, actions)
+        return values
 
     def trained_values(self, obs: Tensor, state: Tensor, actions: Tensor) -> Tensor:
         """Return the values that have a TD target each: Q_tot (C, B, 1), or the Q_i (C, B, N) of `none`."""
@@ -153,6 +191,6 @@ class CentralCritic(nn.Module):
 Critic = FactoredCritic | CentralCritic
 
 
-def aggregate_ensemble(q: Tensor, how: Literal["mean", "min"]) -> Tensor:
+def aggregate_ensemble(q: Tensor, how: Aggregate) -> Tensor:
     """Reduce the ensemble axis: (C, B) -> (B,)."""
     return q.mean(dim=0) if how == "mean" else q.amin(dim=0)

@@ -18,12 +18,13 @@ from macflow.data.sampler import TransitionSampler
 from macflow.evaluation.diagnostics import policy_diagnostics
 from macflow.files import replace_directory, write_json
 from macflow.nets.policy import OneStepPolicy
-from macflow.policy import build_policy, save_policy
+from macflow.policy import Acting, build_policy, save_policy
 from macflow.stages._common import run_stage
 from macflow.stages._training import add_artifact_arguments, begin_training
 from macflow.training.artifacts import CriticArtifact, FlowArtifact, load_critic, load_flow, load_teacher
 from macflow.training.checkpoint import TrainingState
 from macflow.training.loop import adam, descend, learning_rate_of, train, write_curve
+from macflow.types import ConfigError
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -43,6 +44,14 @@ def main(arguments: argparse.Namespace) -> None:
     flow, critic = load_flow(arguments.flow), load_critic(arguments.critic)
     flow.field.to(run.device)
     critic.critic.to(run.device)
+    acting = Acting(params.acting_noise, params.best_of)
+    values = critic.own_values() if acting.best_of > 1 else None
+    if acting.best_of > 1 and values is None:
+        raise ConfigError(
+            f"{arguments.params}: `distill.best_of`: agents choose by critics of their own observations, and "
+            f"those in {arguments.critic} see more; train critics with `sees: own` and a mixer other than "
+            f"`central`, or set 1 (received {acting.best_of})"
+        )
     policy = build_policy(dataset.spec, params.sharing, params.noise, params.hidden, run.initializer).to(
         run.device
     )
@@ -83,7 +92,7 @@ def main(arguments: argparse.Namespace) -> None:
     manifest = run.manifest | {"env": dataset.meta["env"], "source": dataset.meta["source"]}
     normalizer = Normalizer.from_dict(dataset.meta["normalizer"])
     with replace_directory(arguments.out) as folder:
-        save_policy(folder, dataset.spec, normalizer, policy.cpu(), params.acting_noise, manifest)
+        save_policy(folder, dataset.spec, normalizer, policy.cpu(), acting, values, manifest)
     with replace_directory(arguments.plots) as folder:
         write_curve(folder / "curve.csv", curve)
         write_curve(folder / "diagnostics.csv", bounds)

@@ -18,12 +18,20 @@ from macflow.actions import decode_actions
 from macflow.algorithms.flow_matching import Objective, sample_flow
 from macflow.data.normalizer import Normalizer
 from macflow.files import read_json, write_json
-from macflow.nets.critic import CentralCritic, Critic, FactoredCritic, Mixing, Sight, aggregate_ensemble
+from macflow.nets.critic import (
+    CentralCritic,
+    Critic,
+    FactoredCritic,
+    Mixing,
+    OwnValues,
+    Sight,
+    aggregate_ensemble,
+)
 from macflow.nets.velocity import AttentionVelocityField, Field, VelocityField
 from macflow.policy import EpisodeNoise
 from macflow.types import ActionArray, DataError, MultiAgentSpec, Seen
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class FlowActor:
         """Map raw observations (E, N, O) to environment actions."""
         normalised = self.flow.normalizer.normalize_obs(torch.from_numpy(np.asarray(seen.obs, np.float32)))
         legal = None if seen.legal_actions is None else torch.from_numpy(seen.legal_actions)
-        return decode_actions(self.flow.spec, self.flow.sample(normalised, self.noise.draw(), legal))
+        return decode_actions(self.flow.spec, self.flow.sample(normalised, self.noise.draw()[:, 0], legal))
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,12 @@ class CriticArtifact:
     def q_total(self, obs: Tensor, state: Tensor, actions: Tensor) -> Tensor:
         """Map normalised obs (B, N, O), state (B, S) and actions (B, N, A) to Q_tot (B,)."""
         return aggregate_ensemble(self.critic(obs, state, actions), self.aggregate)
+
+    def own_values(self) -> OwnValues | None:
+        """Return Q_i(o_i, a_i), which agents can ask when they act; None where critics see more than that."""
+        if isinstance(self.critic, CentralCritic) or self.critic.sees != "own":
+            return None
+        return OwnValues(self.critic.agents, self.aggregate)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from macflow import cli
 from macflow.data.minari_store import read_minari, write_minari
 from macflow.data.normalizer import Normalizer
 from macflow.envs.registry import ENVIRONMENTS, make_env
-from macflow.policy import build_policy, save_policy
+from macflow.policy import Acting, build_policy, save_policy
 from macflow.types import DataError
 
 
@@ -61,7 +61,9 @@ def save_landmark_policy(folder: Path, env: dict[str, Any] | None) -> Path:
     manifest: dict[str, Any] = {"params": {"distill": {"sharing": "shared", "hidden": [8]}}}
     if env is not None:
         manifest["env"] = env
-    save_policy(folder, spec, Normalizer(0 * ones, ones, 0 * state, state, 1.0), net, 1.0, manifest)
+    save_policy(
+        folder, spec, Normalizer(0 * ones, ones, 0 * state, state, 1.0), net, Acting(1.0, 1), None, manifest
+    )
     return folder
 
 

@@ -20,7 +20,7 @@ from macflow.data.record import record_episodes
 from macflow.data.rows import stack_episodes
 from macflow.envs.registry import make_behaviour, make_env
 from macflow.files import read_json, write_json
-from macflow.policy import build_policy, load_policy, save_policy
+from macflow.policy import Acting, build_policy, load_policy, save_policy
 from macflow.stages import diagnose, evaluate
 from macflow.training.artifacts import (
     CriticArtifact,
@@ -71,7 +71,8 @@ def make_workspace(root: Path, env_id: str, behaviour: str) -> Path:
         spec,
         normalizer,
         build_policy(spec, "shared", "individual", (16,), generator),
-        1.0,
+        Acting(1.0, 1),
+        None,
         {"params": {"distill": {"sharing": "shared", "hidden": [16]}}},
     )
     params: dict[str, Any] = yaml.safe_load(PARAMS.read_text())

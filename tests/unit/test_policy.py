@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import macflow
+from macflow.actions import decode_actions, encode_actions
 from macflow.data.normalizer import Normalizer
+from macflow.nets.critic import AgentValues, OwnValues
 from macflow.nets.policy import Noise, Sharing
-from macflow.policy import EpisodeNoise, Policy, build_policy, load_policy, save_policy
+from macflow.policy import Acting, EpisodeNoise, Policy, build_policy, load_policy, save_policy
 from macflow.types import BatchObs, DataError, MultiAgentSpec
 
 
@@ -35,6 +37,7 @@ def write_bundle(
     sharing: Sharing = "shared",
     noise: Noise = "individual",
     acting_noise: float = 1.0,
+    best_of: int = 1,
 ) -> Policy:
     spec = make_spec(discrete)
     g = torch.Generator().manual_seed(0)
@@ -49,19 +52,30 @@ def write_bundle(
         }
     )
     net = build_policy(spec, sharing, noise, [16], g)
+    values = None
+    if best_of > 1:
+        values = OwnValues(AgentValues(2, 4, spec.action_size, discrete, 2, [16], g), "min")
     folder.mkdir(exist_ok=True)
     save_policy(
         folder,
         spec,
         normalizer,
         net,
-        acting_noise,
+        Acting(acting_noise, best_of),
+        values,
         {"params": {"distill": {"sharing": sharing, "hidden": [16]}}, "env": {}},
     )
     return load_policy(folder, seed=7)
 
 
 OBS = {"left": [0.1, -0.2, 0.3], "right": [0.1, 0.2, -0.3, 0.4]}
+
+
+def observed() -> torch.Tensor:
+    """Return `OBS` as one row (1, N, O)."""
+    rows = torch.zeros(1, 2, 4)
+    rows[0, 0, :3], rows[0, 1] = torch.tensor(OBS["left"]), torch.tensor(OBS["right"])
+    return rows
 
 
 @pytest.mark.parametrize("noise", ["individual", "common"])
@@ -147,7 +161,7 @@ def test_without_acting_noise_there_is_no_chance_in_acting(tmp_path: Path, noise
     policy = write_bundle(tmp_path, noise=noise, acting_noise=0.0)
     rows = np.zeros((1, 2, 4), np.float32)
     rows[0, 0, :3], rows[0, 1] = OBS["left"], OBS["right"]
-    expected = policy.act_batch(rows, torch.zeros(1, 2, 2), None)[0]
+    expected = policy.act_batch(rows, torch.zeros(1, 1, 2, 2), None)[0]
     for _ in range(2):
         np.testing.assert_array_equal(np.stack(list(policy.act(OBS).values())), expected)
     actor = policy.actor()
@@ -163,6 +177,71 @@ def test_acting_noise_scales_the_noise(tmp_path: Path) -> None:
             policy.net.net.head.weight.mul_(1e-3)
     away = [np.stack([p.act(OBS)["left"] for _ in range(400)]).std(axis=0) for p in (half, whole)]
     np.testing.assert_allclose(away[0], 0.5 * away[1], rtol=0.2)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_best_of_m_plays_the_draw_that_the_agents_own_critic_values_most(
+    tmp_path: Path, discrete: bool
+) -> None:
+    policy = write_bundle(tmp_path, discrete, best_of=5)
+    assert policy.values is not None
+    rows = observed()
+    legal = torch.tensor([[[True, True, False], [True, True, True]]]) if discrete else None
+    shape = (1, 5, 2, policy.spec.action_size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    chosen = policy.act_batch(rows.numpy(), noise, None if legal is None else legal.numpy())[0]
+    normalised = policy.normalizer.normalize_obs(rows)
+    for agent in range(2):
+        found = []
+        for m in range(5):
+            action = policy.sample(rows, noise[:, m], legal)
+            if legal is not None:
+                action = torch.eye(3)[action.argmax(-1)]
+            with torch.no_grad():
+                value = float(policy.values.agents(normalised, action).amin(0)[0, agent])
+            found.append((value, decode_actions(policy.spec, action)[0][agent]))
+        np.testing.assert_allclose(chosen[agent], max(found, key=lambda pair: pair[0])[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_best_of_m_alone_equals_together_and_raises_the_value(tmp_path: Path, discrete: bool) -> None:
+    together = write_bundle(tmp_path / "chosen", discrete, best_of=8)
+    apart = load_policy(tmp_path / "chosen", seed=7)
+    plain = write_bundle(tmp_path / "plain", discrete)
+    assert together.values is not None
+    assert plain.values is None
+    normalised = together.normalizer.normalize_obs(observed())
+    gained = []
+    for _ in range(20):
+        joint = together.act(OBS)
+        alone = {agent: apart.agent(agent).act(obs) for agent, obs in reversed(OBS.items())}
+        for agent in OBS:
+            np.testing.assert_allclose(joint[agent], alone[agent], atol=1e-6)
+        values = []
+        for actions in (joint, plain.act(OBS)):
+            played = torch.from_numpy(np.stack([np.asarray(actions[agent]) for agent in OBS])[None])
+            with torch.no_grad():
+                values.append(together.values(normalised, encode_actions(together.spec, played)))
+        gained.append((values[0] - values[1]).numpy())
+    # Of the eight draws the first is the plain policy's.
+    assert np.min(gained) > -1e-6
+    assert np.max(gained) > 0
+
+
+@pytest.mark.parametrize(
+    ("acting", "said"),
+    [
+        ({"noise": 1.5, "best_of": 1}, r"`acting.noise` must lie in \[0, 1\], received 1.5"),
+        ({"noise": 1.0, "best_of": 0}, "`acting.best_of` must be 1 or more, received 0"),
+        ({"noise": 1.0}, "best_of"),
+    ],
+)
+def test_impossible_acting_is_refused(tmp_path: Path, acting: dict[str, float], said: str) -> None:
+    write_bundle(tmp_path)
+    manifest = tmp_path / "policy.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"acting": acting}))
+    with pytest.raises(DataError, match=said):
+        load_policy(tmp_path)
 
 
 def test_seed_fixes_the_actions(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
-"""Play the policies of a workspace of field.py with less noise than they were trained with; print a table.
+"""Play a workspace's policies with less noise than they were trained with, or choosing among several actions.
 
-python benchmarks/field.py mamujoco-hopper-3x1/medium-expert --seeds 0 1 2
-python benchmarks/acting_noise.py build/field/mamujoco-hopper-3x1-medium-expert --seeds 0 1 2
+    python benchmarks/field.py mamujoco-hopper-3x1/medium-expert --seeds 0 1 2
+    python benchmarks/acting.py build/field/mamujoco-hopper-3x1-medium-expert --seeds 0 1 2
+
+`--best-of 2 4` adds rows in which each agent draws so many actions and plays the one that its own critic values
+most (`distill.best_of`), with full noise.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import torch
 from field import EVALUATION_SEED, interval
 from macflow.envs.registry import copies, make_env
 from macflow.evaluation.rollout import rollout
-from macflow.policy import load_policy
+from macflow.policy import Acting, load_policy
+from macflow.training.artifacts import load_critic
 
 SCALES = (0.0, 0.5, 1.0)
 
@@ -27,14 +31,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--evaluation-seed", type=int, default=EVALUATION_SEED)
+    parser.add_argument("--best-of", type=int, nargs="*", default=[])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print("| acting noise | mean return | 95% interval over seeds | seeds |\n|---|---|---|---|")
-    for scale in SCALES:
+    print("| acting | mean return | 95% interval over seeds | seeds |\n|---|---|---|---|")
+    ways = {f"noise {scale}": Acting(scale, 1) for scale in SCALES}
+    ways |= {f"best of {count}": Acting(1.0, count) for count in arguments.best_of}
+    for name, acting in ways.items():
         returns = []
         for seed in arguments.seeds:
-            policy = load_policy(arguments.workspace / f"seed-{seed}/models/policy")
-            policy.acting_noise = scale
+            models = arguments.workspace / f"seed-{seed}/models"
+            policy = load_policy(models / "policy")
+            policy.acting = acting
+            if acting.best_of > 1:
+                policy.values = load_critic(models / "critic").own_values()
+                if policy.values is None:
+                    raise SystemExit(
+                        f"{models / 'critic'}: sees more than an agent does, so agents cannot ask it"
+                    )
             arena = policy.manifest["env"]
             n_envs = copies(arena["id"], 25)
             with closing(make_env(arena["id"], arena["kwargs"], n_envs, 1)) as env:
@@ -43,7 +57,7 @@ def main() -> None:
         found = interval(returns)
         spread = "" if found["ci95_low"] is None else f"{found['ci95_low']:.2f} to {found['ci95_high']:.2f}"
         each = ", ".join(f"{value:.2f}" for value in returns)
-        print(f"| {scale} | {found['mean']:.2f} | {spread} | {each} |", flush=True)
+        print(f"| {name} | {found['mean']:.2f} | {spread} | {each} |", flush=True)
 
 
 if __name__ == "__main__":
