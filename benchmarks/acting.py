@@ -3,8 +3,8 @@
     python benchmarks/field.py mamujoco-hopper-3x1/medium-expert --seeds 0 1 2
     python benchmarks/acting.py build/field/mamujoco-hopper-3x1-medium-expert --seeds 0 1 2
 
-`--best-of 2 4` adds rows in which each agent draws so many actions and plays the one that its own critic values
-most (`distill.best_of`), with full noise.
+`--best-of 2 4` adds rows in which each agent draws so many actions, with full noise, and plays the one that
+its own critic values most (`distill.best_of`).
 """
 
 from __future__ import annotations

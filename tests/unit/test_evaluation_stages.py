@@ -21,13 +21,14 @@ from macflow.data.rows import stack_episodes
 from macflow.envs.registry import make_behaviour, make_env
 from macflow.files import read_json, write_json
 from macflow.policy import Acting, build_policy, load_policy, save_policy
-from macflow.stages import diagnose, evaluate
+from macflow.stages import diagnose, distill, evaluate
 from macflow.training.artifacts import (
     CriticArtifact,
     FlowArtifact,
     TeacherArtifact,
     build_critic,
     build_field,
+    load_critic,
     save_critic,
     save_flow,
     save_teacher,
@@ -253,6 +254,51 @@ def test_a_signature_to_fail_on_stops_the_pipeline_and_leaves_what_was_measured(
     unknown = change(workspace, tmp_path / "unknown.yaml", "diagnose", fail_on=["q_colapse"])
     with pytest.raises(ConfigError, match=r"`diagnose.fail_on.0`.*received 'q_colapse'"):
         diagnose.main(arguments(workspace, tmp_path / "c", params=unknown))
+
+
+def distill_arguments(root: Path, params: Path, out: Path, **changed: Path) -> argparse.Namespace:
+    made = arguments(root, out.parent / f"{out.name}-numbers", params=params, **changed)
+    made.out = out
+    return made
+
+
+def test_distill_gives_agents_their_own_critics_to_choose_by(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = {"hidden": [16], "steps": 4, "batch_size": 8, "diagnose_every": 4}
+    params = change(workspace, tmp_path / "chosen.yaml", "distill", best_of=3, **small)
+    distill.main(distill_arguments(workspace, params, tmp_path / "chosen"))
+    policy = load_policy(tmp_path / "chosen")
+    critic = load_critic(workspace / "critic")
+    own = critic.own_values()
+    assert policy.acting == Acting(1.0, 3)
+    assert policy.values is not None
+    assert own is not None
+    rows = load_prepared(workspace / "data").obs[:5]
+    actions = torch.rand(5, policy.spec.n_agents, policy.spec.action_size)
+    torch.testing.assert_close(policy.values(rows, actions), own(rows, actions))
+    seen = shutil.copytree(workspace / "critic", tmp_path / "critic")
+    manifest = read_json(seen / "critic.json")
+    for mixer, sees in (("central", "own"), ("mean", "state")):
+        generator = torch.Generator().manual_seed(0)
+        artifact = replace(critic, critic=build_critic(policy.spec, mixer, sees, 2, (16,), generator))
+        kept = {"mixer": mixer, "sees": sees}
+        save_critic(seen, artifact, {"params": {"critic": manifest["params"]["critic"] | kept}})
+        with pytest.raises(ConfigError, match=r"chosen.yaml: `distill.best_of`: .*\(received 3\)"):
+            distill.main(distill_arguments(workspace, params, tmp_path / "refused", critic=seen))
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize(("noise", "acting_noise"), [("common", 1.0), ("individual", 0.0)])
+def test_there_is_nothing_to_choose_among_where_agents_do_not_draw_alone(
+    workspace: Path, tmp_path: Path, noise: str, acting_noise: float
+) -> None:
+    params = change(
+        workspace, tmp_path / "p.yaml", "distill", best_of=2, noise=noise, acting_noise=acting_noise
+    )
+    with pytest.raises(ConfigError, match=r"`distill.best_of`: .*\(received 2\)"):
+        distill.main(distill_arguments(workspace, params, tmp_path / "refused"))
 
 
 def test_diagnose_refuses_artifacts_of_other_agents(workspace: Path, tmp_path: Path) -> None:
