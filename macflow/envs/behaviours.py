@@ -166,10 +166,15 @@ class JointChoice:
 
 
 class Agreement:
-    """Draw one sign per episode that all agents follow, each at its own noisy distance from zero."""
+    """Draw signs per episode, each agent at its own noisy distance from zero.
 
-    def __init__(self, spec: MultiAgentSpec, mean: float, deviation: float) -> None:
+    In a share `together` of the episodes all agents follow one sign, in the others each its own: the
+    correlation of two agents' signs is `together`, their own distribution is always the same.
+    """
+
+    def __init__(self, spec: MultiAgentSpec, mean: float, deviation: float, together: float = 1.0) -> None:
         self._shape = (spec.n_agents, spec.action_size)
+        self._together = together
         self._mean = mean
         self._deviation = deviation
         self._episodes: list[Generator] = []
@@ -177,9 +182,14 @@ class Agreement:
 
     def reset(self, seeds: Sequence[int]) -> None:
         self._episodes = [episode_generator(seed) for seed in seeds]
-        self._signs = draw_each(
-            self._episodes, lambda rng: np.full((1, 1), 2 * rng.integers(2) - 1, np.float32)
-        )
+        self._signs = draw_each(self._episodes, self._draw_signs)
+
+    def _draw_signs(self, rng: Generator) -> FloatArray:
+        n_agents = self._shape[0]
+        shared = np.full((n_agents, 1), 2 * rng.integers(2) - 1, np.float32)
+        if self._together < 1 and rng.random() >= self._together:
+            return (2 * rng.integers(2, size=(n_agents, 1)) - 1).astype(np.float32)
+        return shared
 
     def act(self, seen: Seen) -> ActionArray:
         noise = draw_each(self._episodes, lambda rng: rng.standard_normal(self._shape, np.float32))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from env_cases import environments
 
+from macflow.data.record import record_episodes
 from macflow.envs.behaviours import Uniform
 from macflow.envs.references import team_returns
 from macflow.envs.registry import (
@@ -113,6 +114,18 @@ def test_uniform_respects_the_mask_and_covers_it_evenly() -> None:
     values, counts = np.unique(actions[:, 0], return_counts=True)
     assert values.tolist() == [0, 2, 3]
     assert counts.min() > 1200
+
+
+@pytest.mark.parametrize(("behaviour", "share"), [("mixed", 1), ("together-75", 0.75), ("together-0", 0)])
+def test_payoff_behaviours_agree_as_often_as_they_say(behaviour: str, share: float) -> None:
+    env = make_env("game/payoff", {"n_agents": 3}, 2000)
+    episodes = record_episodes(env, make_behaviour("game/payoff", {"n_agents": 3}, behaviour), 2000, seed=0)
+    actions = np.stack([episode.actions[0, :, 0] for episode in episodes])  # (episodes, agents)
+    correlation = np.corrcoef(np.sign(actions).T)[np.triu_indices(3, 1)]
+    np.testing.assert_allclose(correlation, share, atol=0.06)
+    # What one agent does alone says nothing of it.
+    np.testing.assert_allclose(np.abs(actions).mean(axis=0), 0.6, atol=0.02)
+    np.testing.assert_allclose((actions > 0).mean(axis=0), 0.5, atol=0.05)
 
 
 def test_payoff_and_table_behaviours_are_bimodal() -> None:

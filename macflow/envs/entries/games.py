@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from macflow.envs.base import JointEnv
-from macflow.envs.behaviours import Agreement, JointChoice, Skill, Uniform, covering
+from macflow.envs.behaviours import Agreement, Behaviour, JointChoice, Skill, Uniform, covering
 from macflow.envs.entry import EnvEntry, Fraction, Kwargs, Reference, StepLimit, measured
 from macflow.types import FloatArray, MultiAgentSpec
 
@@ -77,6 +77,10 @@ def _table_reference(table: tuple[tuple[float, ...], ...]) -> Callable[[TableKwa
     }
 
 
+def _agreement(together: float) -> Behaviour:
+    return lambda spec: Agreement(spec, mean=0.6, deviation=0.15, together=together)
+
+
 def _payoff_reference(kwargs: PayoffKwargs) -> Reference:
     return {
         "random": (1 - kwargs.zeta) / 3,
@@ -133,7 +137,9 @@ ENTRIES: Mapping[str, EnvEntry] = MappingProxyType(
             action_kind="continuous",
             version=_version,
             behaviours=MappingProxyType(
-                {"mixed": lambda spec: Agreement(spec, mean=0.6, deviation=0.15), "random": Uniform}
+                {"mixed": _agreement(1.0)}
+                | {f"together-{share}": _agreement(share / 100) for share in (0, 25, 50, 75)}
+                | {"random": Uniform}
             ),
             derive_reference=_payoff_reference,
         ),
