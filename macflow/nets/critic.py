@@ -86,13 +86,18 @@ class AgentValues(nn.Module):
 
         Discrete actions may be one-hot, or probabilities: the value is then the expected one.
         """
-        b, n, _ = seen.shape
-        x = with_agent_ids(seen if self.discrete else torch.cat([seen, actions], dim=-1))
-        out: Tensor = self.net(x.reshape(1, b * n, -1).expand(self.ensemble, -1, -1))
         if self.discrete:
-            values: Tensor = (out.reshape(self.ensemble, b, n, -1) * actions).sum(dim=-1)
-            return values
-        return out.reshape(self.ensemble, b, n)
+            return (self.of_all_actions(seen) * actions).sum(dim=-1)
+        return self._outputs(torch.cat([seen, actions], dim=-1)).squeeze(-1)
+
+    def of_all_actions(self, seen: Tensor) -> Tensor:
+        """Map what agents see (B, N, X) to Q_i of every discrete action (C, B, N, A)."""
+        return self._outputs(seen)
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        out: Tensor = self.net(with_agent_ids(x).reshape(1, b * n, -1).expand(self.ensemble, -1, -1))
+        return out.reshape(self.ensemble, b, n, -1)
 
 
 class OwnValues(nn.Module):
