@@ -1,4 +1,4 @@
-"""The `macflow` command: environments and evaluation here, data in `cli_dataset`.
+"""The `macflow` command: environments and evaluation here, data and baselines in `cli_*`.
 
 What a command needs is imported when it runs, so that `macflow --help` answers at once.
 """
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from macflow import cli_dataset
+from macflow import cli_baseline, cli_dataset
 from macflow.cli_common import AsJson, EnvKwargs, describe_agents, parse_kwargs, print_json
 from macflow.types import ConfigError, DataError, MacflowError
 
@@ -45,6 +45,7 @@ app = typer.Typer(
     epilog=EXAMPLES,
 )
 app.add_typer(cli_dataset.app, name="dataset")
+app.add_typer(cli_baseline.app, name="baseline")
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Names what environments record and importers fetch, so it knows both.
     "catalogue": {"types", "files", "envs", "data"},
 }
-EVERYTHING = {"stages", "cli", "cli_common", "cli_dataset", "cli_listing"}
+EVERYTHING = {"stages", "cli", "cli_baseline", "cli_common", "cli_dataset", "cli_listing"}
 
 
 def modules(folder: str) -> list[Path]:
