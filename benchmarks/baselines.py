@@ -31,6 +31,9 @@ from macflow.types import ConfigError
 from workspace import ROOT, make_workspace, run_stages
 
 DATA = ("record", "prepare")
+# Games of one step have a handful of distinct transitions.
+GAMES = "game-"
+REPETITIVE = {"prepare": {"max_duplicate_fraction": 1.0}}
 
 
 def main() -> None:
@@ -66,7 +69,8 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for name in arguments.datasets:
             folder = arguments.workspace / name.replace("/", "-")
-            data = make_workspace(folder / "data", parameters(name))
+            overrides = [parameters(name)] + ([REPETITIVE] if name.startswith(GAMES) else [])
+            data = make_workspace(folder / "data", *overrides)
             prepared = data / "data" / "prepared"
             if not prepared.exists():
                 run_stages(data, DATA)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import baselines as benchmark
 from macflow import cli
 from macflow.algorithms.baselines.learner import Learner
 from macflow.algorithms.baselines.registry import METHODS
@@ -288,6 +289,45 @@ def test_a_gpu_that_is_not_there_is_named(
         "--device", "cuda",
     )  # fmt: skip
     assert "`device`: is 'cuda', but torch finds no GPU here" in message
+
+
+def test_benchmark_keeps_finished_runs_and_repeats_changed_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    def command(*arguments: object) -> None:
+        started.append(str(arguments[0]))
+        if arguments[0] == "evaluate":
+            write_json(Path(str(arguments[-1])), {"return_mean": 2.5})
+
+    monkeypatch.setattr(benchmark, "command", command)
+
+    def run_once(steps: int) -> float:
+        playing = {"episodes": 3, "seed": 5}
+        return benchmark.run_once(tmp_path, "bc", Path("data"), {"steps": steps}, playing, {})
+
+    assert [run_once(10), run_once(10)] == [2.5, 2.5]
+    assert started == ["train", "evaluate"]
+    run_once(20)
+    assert started == ["train", "evaluate"] * 2
+
+
+def test_benchmark_ranks_methods_and_checks_settings() -> None:
+    def found(**means: float) -> dict[str, Any]:
+        return {"methods": {method: {"mean": mean} for method, mean in means.items()}}
+
+    ranks = benchmark.mean_ranks(
+        {"a": found(bc=1.0, omiga=2.0, macql=0.0), "b": found(bc=3, omiga=3, macql=1)}
+    )
+    assert ranks == {"bc": 1.75, "omiga": 1.25, "macql": 3.0}
+    assert benchmark.given_settings(["omiga.alpha=1", "bc.acting=sample"]) == {
+        "omiga": {"alpha": "1"},
+        "bc": {"acting": "sample"},
+    }
+    for text, part in (("omiga.beta=1", "known are"), ("alpha=1", "METHOD.NAME"), ("x.y=1", "`method`")):
+        with pytest.raises(ConfigError, match=part):
+            benchmark.given_settings([text])
 
 
 def test_evaluation_refuses_what_does_not_fit(

@@ -121,7 +121,7 @@ def test_gaussian_cloning_recovers_mean_and_spread_of_a_conditional_gaussian() -
             slope * obs + spread * torch.randn(size, 2, 1, generator=generator), torch.zeros(size), obs
         )
 
-    learner: BC = fit(make_learner("bc", make_spec()), draw, 400, size=256)  # type: ignore[assignment]
+    learner: BC = fit(make_learner("bc", make_spec()), draw, 300, size=256)  # type: ignore[assignment]
     with torch.no_grad():
         for x in (-0.8, 0.0, 0.8):
             mean, log_std = learner.policy.gaussian(torch.full((1, 2, 1), x))
@@ -130,7 +130,7 @@ def test_gaussian_cloning_recovers_mean_and_spread_of_a_conditional_gaussian() -
 
 
 def test_gaussian_cloning_averages_two_modes() -> None:
-    learner = fit(make_learner("bc", make_spec()), xor, 300)
+    learner = fit(make_learner("bc", make_spec()), xor, 150)
     assert act(learner, 1).abs().max() < 0.1
     learner.settings = settings_of("bc", {"acting": "sample"})  # type: ignore[assignment]
     drawn = act(learner, 500)
@@ -146,7 +146,7 @@ def test_categorical_cloning_recovers_the_frequencies_of_legal_actions() -> None
         chosen = torch.stack([torch.multinomial(s, size, True, generator=generator) for s in shares], dim=1)
         return game_batch(one_hot(chosen, 3), torch.zeros(size), legal=mask.expand(size, 2, 3))
 
-    learner = fit(make_learner("bc", make_spec(True, 3), acting="sample"), draw, 400, size=256)
+    learner = fit(make_learner("bc", make_spec(True, 3), acting="sample"), draw, 300, size=256)
     drawn = act(learner, 4000, mask.expand(4000, 2, 3)).mean(dim=0)
     np.testing.assert_allclose(drawn.numpy(), shares.numpy(), atol=0.05)
     learner.settings = settings_of("bc", {"acting": "mode"})  # type: ignore[assignment]
@@ -180,8 +180,8 @@ def rising(size: int, generator: torch.Generator) -> RecordedBatch:
 
 
 def test_matd3_moves_to_the_better_end_and_cloning_holds_it() -> None:
-    moved = act(fit(make_learner("matd3_bc", make_spec(), alpha=2.5), rising, 300), 1)
-    held = act(fit(make_learner("matd3_bc", make_spec(), alpha=0.0), rising, 300), 1)
+    moved = act(fit(make_learner("matd3_bc", make_spec(), alpha=2.5), rising, 200), 1)
+    held = act(fit(make_learner("matd3_bc", make_spec(), alpha=0.0), rising, 200), 1)
     assert held.abs().max() < 0.1
     assert moved.min() > 0.3
 
@@ -195,8 +195,8 @@ def test_matd3_with_discrete_actions_finds_the_better_of_two() -> None:
         return game_batch(one_hot(chosen, 2), rewards[chosen[:, 0], chosen[:, 1]])
 
     spec = make_spec(True, 2)
-    moved = fit(make_learner("matd3_bc", spec, alpha=10.0), draw, 300)
-    held = fit(make_learner("matd3_bc", spec, alpha=0.0), draw, 300)
+    moved = fit(make_learner("matd3_bc", spec, alpha=10.0), draw, 150)
+    held = fit(make_learner("matd3_bc", spec, alpha=0.0), draw, 150)
     assert act(moved, 1).argmax(-1).tolist() == [[0, 0]]
     assert act(held, 1).argmax(-1).tolist() == [[1, 1]]
     probabilities = held.policy(torch.zeros(1, 2, 1)).softmax(-1)[0, :, 1]
@@ -273,8 +273,8 @@ def test_cql_keeps_a_continuous_policy_near_the_data_where_plain_td_extrapolates
         actions = torch.rand(size, 2, 1, generator=generator) * 0.4 - 0.2
         return game_batch(actions, actions.mean(dim=(1, 2)))
 
-    far = act(fit(make_learner("macql", make_spec(), alpha=0.0, samples=2), draw, 150), 1)
-    near = act(fit(make_learner("macql", make_spec(), alpha=1.0, samples=2), draw, 150), 1)
+    far = act(fit(make_learner("macql", make_spec(), alpha=0.0, samples=2), draw, 100), 1)
+    near = act(fit(make_learner("macql", make_spec(), alpha=1.0, samples=2), draw, 100), 1)
     assert far.min() > 0.8
     assert near.abs().max() < 0.45
 
@@ -323,13 +323,13 @@ def better_and_common(size: int, generator: torch.Generator) -> RecordedBatch:
 @pytest.fixture(scope="module")
 def sharp_omiga() -> OMIGA:
     learner: OMIGA = make_learner("omiga", make_spec(True, 2), alpha=0.5, polyak_tau=0.05)
-    fit(learner, better_and_common, 500)
+    fit(learner, better_and_common, 300)
     return learner
 
 
 def test_omiga_picks_the_better_action_and_at_huge_temperature_clones(sharp_omiga: OMIGA) -> None:
     flat: OMIGA = make_learner("omiga", make_spec(True, 2), alpha=1e4, polyak_tau=0.05)
-    fit(flat, better_and_common, 250)
+    fit(flat, better_and_common, 150)
     assert act(sharp_omiga, 1).argmax(-1).tolist() == [[1, 1]]
     assert act(flat, 1).argmax(-1).tolist() == [[0, 0]]
     shares = flat.policy.net(torch.zeros(1, 2, 1))[0, 0].softmax(-1)[:, 1]
@@ -387,8 +387,8 @@ def test_ma_fql_improves_on_a_separable_game_and_distillation_holds_it() -> None
         actions = torch.rand(size, 2, 1, generator=generator) * 2 - 1
         return game_batch(actions, actions.mean(dim=(1, 2)))
 
-    moved = act(fit(make_learner("ma_fql", make_spec(), alpha=0.3, flow_steps=4), draw, 250), 300)
-    held = act(fit(make_learner("ma_fql", make_spec(), alpha=100.0, flow_steps=4), draw, 250), 300)
+    moved = act(fit(make_learner("ma_fql", make_spec(), alpha=0.3, flow_steps=2), draw, 150), 300)
+    held = act(fit(make_learner("ma_fql", make_spec(), alpha=100.0, flow_steps=2), draw, 150), 300)
     assert moved.mean(dim=0).min() > 0.7
     assert held.mean(dim=0).abs().max() < 0.2
     assert held.std() > 0.3
@@ -401,7 +401,7 @@ def test_ma_fql_cannot_disagree_on_purpose() -> None:
         batch = xor(size, generator)
         return game_batch(batch.actions, torch.ones(size))
 
-    learner = fit(make_learner("ma_fql", make_spec(), alpha=100.0, flow_steps=4), draw, 350)
+    learner = fit(make_learner("ma_fql", make_spec(), alpha=100.0, flow_steps=4), draw, 200)
     x = act(learner, 1000)[..., 0]
     first, second = ((x[:, i] > 0).float().mean() for i in range(2))
     disagree = (x[:, 0] * x[:, 1] < 0).float().mean()
@@ -410,12 +410,58 @@ def test_ma_fql_cannot_disagree_on_purpose() -> None:
     assert float(disagree) == pytest.approx(float(first * (1 - second) + second * (1 - first)), abs=0.06)
 
 
+def test_ma_fql_losses_equal_their_formulas() -> None:
+    learner: MAFQL = make_learner("ma_fql", make_spec(), alpha=2.0, discount=0.9)
+    batch = rising(6, torch.Generator().manual_seed(0))
+    mask = (torch.arange(6) % 2).float()
+    batch = RecordedBatch(**(vars(batch) | {"bootstrap_mask": mask, "next_obs": torch.randn(6, 2, 1)}))
+    losses, _ = learner.losses(batch, torch.Generator().manual_seed(5))
+    replay = torch.Generator().manual_seed(5)
+    noise, next_noise, x0 = (torch.randn(6, 2, 1, generator=replay) for _ in range(3))
+    t = torch.rand(6, 2, generator=replay)
+    with torch.no_grad():
+        x_t = (1 - t[..., None]) * x0 + t[..., None] * batch.actions
+        flow = ((learner.flow(t, batch.obs, x_t) - (batch.actions - x0)).numpy() ** 2).mean()
+        x = noise
+        for i in range(10):
+            x = x + learner.flow(torch.full((6, 2), i / 10), batch.obs, x) / 10
+        teacher = x.clamp(-1, 1).numpy()
+        out = learner.policy(batch.obs, noise)
+        following = learner.policy(batch.next_obs, next_noise).clamp(-1, 1)
+
+        def q(obs: Tensor, actions: Tensor) -> Any:  # (C, B, N), the targets' equal it still
+            return learner.critic.agent_values(obs, batch.state, actions).numpy()
+
+        y = batch.reward.numpy()[:, None] + 0.9 * mask.numpy()[:, None] * q(batch.next_obs, following).mean(0)
+        td = sum(((q(batch.obs, batch.actions)[c] - y) ** 2).mean() for c in range(2))
+        value = q(batch.obs, out.clamp(-1, 1)).mean((0, 2))
+    policy = 2.0 * ((out.numpy() - teacher) ** 2).mean() - value.mean() / np.abs(value).mean()
+    for (loss, _), expected in zip(losses, (flow, td, policy), strict=True):
+        assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-4)
+
+
 # Diffusion
+
+
+def test_denoising_loss_equals_its_formula() -> None:
+    learner: Diffusion = make_learner("diffusion", make_spec(), samples=1)
+    batch = rising(6, torch.Generator().manual_seed(0))
+    losses, _ = learner.losses(batch, torch.Generator().manual_seed(5))
+    replay = torch.Generator().manual_seed(5)
+    level = torch.randint(1, NOISE_LEVELS + 1, (6,), generator=replay)
+    eps = torch.randn(6, 2, 1, generator=replay).numpy()
+    share = cosine_schedule().numpy()[level.numpy()][:, None, None]
+    a = batch.actions.numpy()
+    x = np.sqrt(share) * a + np.sqrt(1 - share) * eps
+    with torch.no_grad():
+        out = learner.net(level[:, None] / NOISE_LEVELS, batch.obs, torch.from_numpy(x).float()).numpy()
+    expected = ((out - (np.sqrt(share) * eps - np.sqrt(1 - share) * a)) ** 2).mean()
+    assert float(losses[0][0].detach()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_diffusion_recovers_correlated_modes_in_few_steps_as_in_many() -> None:
     learner: Diffusion = make_learner("diffusion", make_spec(), samples=1)
-    fit(learner, xor, 700, size=256)
+    fit(learner, xor, 500, size=256)
     noise = torch.randn(500, 2, 1, generator=torch.Generator().manual_seed(3))
     sampled = {}
     for steps in (5, 20, NOISE_LEVELS):
@@ -434,7 +480,7 @@ def test_the_best_of_several_samples_raises_the_value_and_stays_in_the_data(disc
     spec = make_spec(True, 3) if discrete else make_spec()
     draw = discrete_xor if discrete else xor
     learner = make_learner("diffusion", spec, samples=8, sampling_steps=5)
-    fit(learner, draw, 500)
+    fit(learner, draw, 300)
     legal = torch.tensor([True, True, False]).expand(200, 2, 3) if discrete else None
 
     def plays(actions: Tensor) -> tuple[float, float]:

@@ -73,9 +73,11 @@ class MATD3BC(Learner):
         y = td_target(self.target_critic, batch, candidates, self.settings.discount, "min")
         td, info = critic_loss(self.critic, batch, y)
         losses: list[Loss] = [(td, list(self.critic.parameters()))]
+        moves = self._policy_moves()
         # Evaluated every step, so that the curve's rows are means over the same number of values.
-        loss, policy_info = self._policy_loss(batch, generator)
-        if self._policy_moves():
+        with torch.set_grad_enabled(moves):
+            loss, policy_info = self._policy_loss(batch, generator)
+        if moves:
             losses.append((loss, list(self.policy.parameters())))
         return losses, info | policy_info
 
