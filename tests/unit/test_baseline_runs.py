@@ -254,7 +254,7 @@ def test_command_lists_methods_and_settings() -> None:
     ("arguments", "part"),
     [
         (["qmix"], "`method`: must be one of bc, matd3_bc"),
-        (["omiga", "--set", "beta=1"], "omiga: `beta`: known are alpha, discount"),
+        (["omiga", "--set", "beta=1"], "omiga: `beta`: unknown; known are alpha, discount"),
         (["omiga", "--set", "alpha=-1"], "omiga: `alpha`: Input should be greater than 0 (received '-1')"),
         (["omiga", "--set", "alpha"], "`--set`: must be NAME=VALUE (received 'alpha')"),
         (["omiga", "--hidden", "8,x"], "`--hidden`: must be whole numbers with commas between"),

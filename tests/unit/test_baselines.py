@@ -270,13 +270,13 @@ def test_cql_acts_by_its_best_legal_action() -> None:
 
 def test_cql_keeps_a_continuous_policy_near_the_data_where_plain_td_extrapolates() -> None:
     def draw(size: int, generator: torch.Generator) -> RecordedBatch:
-        actions = torch.rand(size, 2, 1, generator=generator) * 0.4 - 0.2
-        return game_batch(actions, actions.mean(dim=(1, 2)))
+        actions = torch.rand(size, 2, 1, generator=generator) * 0.6 - 0.3
+        return game_batch(actions, 2 * actions.mean(dim=(1, 2)))
 
-    far = act(fit(make_learner("macql", make_spec(), alpha=0.0, samples=2), draw, 100), 1)
-    near = act(fit(make_learner("macql", make_spec(), alpha=1.0, samples=2), draw, 100), 1)
+    far = act(fit(make_learner("macql", make_spec(), alpha=0.0, samples=2), draw, 150), 1)
+    near = act(fit(make_learner("macql", make_spec(), alpha=1.0, samples=2), draw, 150), 1)
     assert far.min() > 0.8
-    assert near.abs().max() < 0.45
+    assert near.abs().max() < 0.3
 
 
 def test_cql_regulariser_equals_its_formula() -> None:
@@ -572,7 +572,9 @@ def test_losses_move_parameters_of_their_own_and_all_of_them(method: str, discre
 
 
 def test_unknown_and_wrong_settings_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"macql: `beta`: known are discount, .*alpha.* \(received 1\)"):
+    with pytest.raises(
+        ConfigError, match=r"macql: `beta`: unknown; known are discount, .*alpha.* \(received 1\)"
+    ):
         settings_of("macql", {"beta": 1})
     with pytest.raises(ConfigError, match=r"omiga: `alpha`: .*greater than 0 \(received 0\)"):
         settings_of("omiga", {"alpha": 0})

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from macflow.nets.critic import Sight
-from macflow.types import Batch, ConfigError, MultiAgentSpec
+from macflow.types import Batch, ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -52,7 +52,7 @@ def parse_settings(method: str, kind: type[SettingsT], given: Mapping[str, Any])
     try:
         return kind.model_validate(dict(given))
     except ValidationError as error:
-        known = f"known are {', '.join(kind.model_fields)}"
+        known = f"unknown; known are {', '.join(kind.model_fields)}"
         problems = "; ".join(
             f"`{'.'.join(map(str, e['loc']))}`: "
             f"{known if e['type'] == 'extra_forbidden' else e['msg']} (received {e['input']!r})"
@@ -127,12 +127,3 @@ def parameters_of(*modules: nn.Module) -> list[nn.Parameter]:
 def team_target(batch: Batch, next_values: Tensor, discount: float) -> Tensor:
     """Return y = r + gamma * bootstrap_mask * next_values for next_values (B,)."""
     return batch.reward + discount * batch.bootstrap_mask * next_values
-
-
-def refuse_discrete(method: str, spec: MultiAgentSpec, sees: Sight) -> None:
-    """Raise `ConfigError` where agents that act by their own Q_i would have to see the state."""
-    if spec.discrete and sees == "state":
-        raise ConfigError(
-            f"{method}: `sees`: discrete actions are chosen by each agent's own Q_i, which then sees "
-            "its own observation alone (received 'state')"
-        )

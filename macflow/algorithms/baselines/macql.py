@@ -19,13 +19,12 @@ from macflow.algorithms.baselines.learner import (
     Positive,
     RecordedBatch,
     Weight,
-    refuse_discrete,
     team_target,
 )
 from macflow.algorithms.baselines.parts import AgentCritic, DeterministicPolicy
 from macflow.algorithms.flow_matching import one_hot_of_best_legal
 from macflow.algorithms.igm_critic import polyak_update
-from macflow.types import MultiAgentSpec
+from macflow.types import ConfigError, MultiAgentSpec
 
 
 class MACQLSettings(CriticSettings):
@@ -46,7 +45,11 @@ class MACQL(Learner):
         self, spec: MultiAgentSpec, settings: MACQLSettings, hidden: Sequence[int], generator: torch.Generator
     ) -> None:
         super().__init__()
-        refuse_discrete("macql", spec, settings.sees)
+        if spec.discrete and settings.sees == "state":
+            raise ConfigError(
+                "macql: `sees`: agents choose discrete actions by their own Q_i, which then must see their "
+                "own observation (received 'state')"
+            )
         self.settings = settings
         self.critic = AgentCritic(spec, settings.sees, settings.ensemble, hidden, generator)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)

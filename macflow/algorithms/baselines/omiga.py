@@ -76,6 +76,7 @@ class OMIGA(Learner):
         self.policy = StochasticPolicy(spec, hidden, generator)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.target_mixer = copy.deepcopy(self.mixer).requires_grad_(False)
+        self.target_value = copy.deepcopy(self.value).requires_grad_(False)
 
     def losses(
         self, batch: RecordedBatch, generator: torch.Generator
@@ -90,7 +91,7 @@ class OMIGA(Learner):
         q = self.critic(batch.obs, batch.state, batch.actions)  # (C, B, N)
         w, b = self.mixer(batch.obs)
         with torch.no_grad():
-            next_v = self.value(batch.next_obs)[0].squeeze(-1)
+            next_v = self.target_value(batch.next_obs)[0].squeeze(-1)
             next_w, next_b = self.target_mixer(batch.next_obs)
             y = team_target(batch, (next_w * next_v).sum(dim=-1) + next_b, self.settings.discount)
             target_q = self.target_critic(batch.obs, batch.state, batch.actions).amin(dim=0)
@@ -113,9 +114,10 @@ class OMIGA(Learner):
         }
 
     def follow(self) -> None:
-        """Move the targets of critics and mixer."""
+        """Move the targets of critics, mixer and values."""
         polyak_update(self.target_critic, self.critic, self.settings.polyak_tau)
         polyak_update(self.target_mixer, self.mixer, self.settings.polyak_tau)
+        polyak_update(self.target_value, self.value, self.settings.polyak_tau)
 
     def act(self, obs: Tensor, state: Tensor, noise: Tensor, legal_actions: Tensor | None) -> Tensor:
         """Take the mean or most likely action, or draw one, as `acting` says."""
