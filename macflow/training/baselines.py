@@ -106,7 +106,7 @@ class BaselineActor:
 
     def __init__(self, baseline: Baseline) -> None:
         self.baseline = baseline
-        self.noise = EpisodeNoise(baseline.spec)
+        self.noise = EpisodeNoise(baseline.spec, baseline.learner.noises)
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Begin one episode per seed."""
@@ -121,8 +121,7 @@ class BaselineActor:
         if baseline.learner.acts_on_state:
             state = baseline.normalizer.normalize_state(torch.from_numpy(np.asarray(seen.state, np.float32)))
         legal = None if seen.legal_actions is None else torch.from_numpy(seen.legal_actions)
-        noise = torch.stack([self.noise.draw() for _ in range(baseline.learner.noises)], dim=1)
-        return decode_actions(baseline.spec, baseline.learner.act(obs, state, noise, legal))
+        return decode_actions(baseline.spec, baseline.learner.act(obs, state, self.noise.draw(), legal))
 
 
 def train_baseline(

@@ -249,7 +249,7 @@ def test_cql_holds_unseen_actions_under_those_of_the_data_and_plain_td_does_not(
     values = {}
     for alpha in (0.0, 1.0):
         learner: MACQL = fit(make_learner("macql", make_spec(True, 3), alpha=alpha), two_of_three, 200)  # type: ignore[assignment]
-        values[alpha] = learner.critic.of_all_actions(torch.zeros(1, 2, 1))[:, 0]  # (C, N, A)
+        values[alpha] = learner.critic.agents.of_all_actions(torch.zeros(1, 2, 1))[:, 0]  # (C, N, A)
     assert (values[1.0][..., 2] < values[1.0][..., :2].amin(-1) - 1.0).all()
     # Only their mean over agents is Q_tot: TD meets it on the data, and leaves the rest where it began.
     plain = values[0.0].mean(dim=1)  # (C, A)
@@ -285,7 +285,7 @@ def test_cql_regulariser_equals_its_formula() -> None:
     legal = torch.tensor([True, True, False]).expand(6, 2, 3)
     batch = game_batch(batch.actions, batch.reward, legal=legal)
     losses, info = learner.losses(batch, torch.Generator())
-    q = learner.critic.of_all_actions(batch.obs).detach().numpy()  # (C, B, N, A)
+    q = learner.critic.agents.of_all_actions(batch.obs).detach().numpy()  # (C, B, N, A)
     taken = (q * batch.actions.numpy()).sum(-1)
     gap = np.log(np.exp(q[..., :2]).sum(-1)) - taken
     td = (taken.mean(-1) - batch.reward.numpy()) ** 2
@@ -302,7 +302,7 @@ def test_cql_bootstraps_on_the_best_legal_next_action() -> None:
     legal = torch.tensor([True, False, True]).expand(4, 2, 3)
     batch = game_batch(one_hot(torch.zeros(4, 2, dtype=torch.int64), 3), torch.zeros(4), legal=legal)
     q, target = (
-        c.of_all_actions(batch.next_obs).detach().numpy() for c in (learner.critic, learner.target_critic)
+        c.agents.of_all_actions(batch.next_obs).detach().numpy() for c in (learner.critic, learner.target_critic)
     )
     best = np.where(legal.numpy(), q.mean(0), -np.inf).argmax(-1)  # (B, N)
     chosen = np.take_along_axis(target, best[None, ..., None], -1)[..., 0]  # (C, B, N)
@@ -342,7 +342,7 @@ def test_omiga_local_value_is_the_soft_maximum_over_the_data(sharp_omiga: OMIGA)
     obs = torch.zeros(1, 2, 1)
     with torch.no_grad():
         w = learner.mixer(obs)[0][0]
-        q = learner.critic.of_all_actions(obs).amin(0)[0]  # (N, A)
+        q = learner.critic.agents.of_all_actions(obs).amin(0)[0]  # (N, A)
         v = learner.value(obs)[0, 0, :, 0]
         expected = (
             alpha / w * torch.log(0.7 * (w * q[:, 0] / alpha).exp() + 0.3 * (w * q[:, 1] / alpha).exp())
@@ -360,7 +360,7 @@ def test_omiga_losses_equal_their_formulas() -> None:
     losses, _ = learner.losses(batch, g)
     a = batch.actions.numpy()
     with torch.no_grad():
-        q = (learner.critic.of_all_actions(batch.obs).numpy() * a).sum(-1)  # targets equal it still
+        q = (learner.critic.agents.of_all_actions(batch.obs).numpy() * a).sum(-1)  # targets equal it still
         w, b = (x.numpy() for x in learner.mixer(batch.obs))
         next_w, next_b = (x.numpy() for x in learner.mixer(batch.next_obs))
         v, next_v = (learner.value(o)[0, ..., 0].numpy() for o in (batch.obs, batch.next_obs))

@@ -27,9 +27,9 @@ from macflow.algorithms.baselines.learner import (
     Positive,
     RecordedBatch,
 )
+from macflow.algorithms.baselines.parts import factored_critic
 from macflow.algorithms.flow_matching import one_hot_of_best_legal
 from macflow.algorithms.igm_critic import polyak_update, td_target
-from macflow.nets.critic import FactoredCritic
 from macflow.nets.velocity import VelocityField
 from macflow.types import MultiAgentSpec
 
@@ -76,18 +76,7 @@ class Diffusion(Learner):
         self.net = VelocityField(n, o, a, True, "joint", hidden, generator)
         self.critic = self.target_critic = None
         if settings.samples > 1:
-            self.critic = FactoredCritic(
-                n,
-                o,
-                a,
-                spec.state_size,
-                spec.discrete,
-                "mean",
-                settings.sees,
-                settings.ensemble,
-                hidden,
-                generator,
-            )
+            self.critic = factored_critic(spec, "mean", settings.sees, settings.ensemble, hidden, generator)
             self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
             self.acts_on_state = settings.sees == "state"
         share = cosine_schedule()

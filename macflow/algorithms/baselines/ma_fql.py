@@ -20,10 +20,10 @@ from macflow.algorithms.baselines.learner import (
     RecordedBatch,
     Weight,
 )
+from macflow.algorithms.baselines.parts import factored_critic
 from macflow.algorithms.distillation import distillation_loss
 from macflow.algorithms.flow_matching import flow_matching_loss, one_hot_of_best_legal, sample_flow
 from macflow.algorithms.igm_critic import critic_loss, polyak_update, td_target
-from macflow.nets.critic import FactoredCritic
 from macflow.nets.policy import OneStepPolicy
 from macflow.nets.velocity import VelocityField
 from macflow.types import MultiAgentSpec
@@ -48,18 +48,7 @@ class MAFQL(Learner):
         self.settings = settings
         n, o, a = spec.n_agents, spec.obs_size, spec.action_size
         self.flow = VelocityField(n, o, a, spec.discrete, "individual", hidden, generator)
-        self.critic = FactoredCritic(
-            n,
-            o,
-            a,
-            spec.state_size,
-            spec.discrete,
-            "none",
-            settings.sees,
-            settings.ensemble,
-            hidden,
-            generator,
-        )
+        self.critic = factored_critic(spec, "none", settings.sees, settings.ensemble, hidden, generator)
         self.policy = OneStepPolicy(n, o, a, "shared", "individual", hidden, generator)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
 

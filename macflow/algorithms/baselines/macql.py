@@ -21,7 +21,7 @@ from macflow.algorithms.baselines.learner import (
     Weight,
     team_target,
 )
-from macflow.algorithms.baselines.parts import AgentCritic, DeterministicPolicy
+from macflow.algorithms.baselines.parts import DeterministicPolicy, factored_critic
 from macflow.algorithms.flow_matching import one_hot_of_best_legal
 from macflow.algorithms.igm_critic import polyak_update
 from macflow.types import ConfigError, MultiAgentSpec
@@ -51,7 +51,7 @@ class MACQL(Learner):
                 "own observation (received 'state')"
             )
         self.settings = settings
-        self.critic = AgentCritic(spec, settings.sees, settings.ensemble, hidden, generator)
+        self.critic = factored_critic(spec, "mean", settings.sees, settings.ensemble, hidden, generator)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.policy = None if spec.discrete else DeterministicPolicy(spec, hidden, generator)
 
@@ -62,7 +62,7 @@ class MACQL(Learner):
 
         The critics' is TD error + alpha mean_i (log sum_a exp Q_i(o_i, a) - Q_i(o_i, a_i)).
         """
-        q = self.critic(batch.obs, batch.state, batch.actions)  # (C, B, N)
+        q = self.critic.agent_values(batch.obs, batch.state, batch.actions)  # (C, B, N)
         y = team_target(batch, self._next_values(batch), self.settings.discount)
         td = (q.mean(dim=-1) - y).square().mean(dim=-1).sum()
         gap = (self._log_sum_exp(batch, generator) - q).mean(dim=(1, 2)).sum()
@@ -73,7 +73,9 @@ class MACQL(Learner):
             "q_mean": q.detach().mean(),
         }
         if self.policy is not None:
-            value = self.critic(batch.obs, batch.state, self.policy(batch.obs)).amin(dim=0).mean()
+            value = (
+                self.critic.agent_values(batch.obs, batch.state, self.policy(batch.obs)).amin(dim=0).mean()
+            )
             losses.append((-value, list(self.policy.parameters())))
             info["q_policy"] = value.detach()
         return losses, info
@@ -88,7 +90,7 @@ class MACQL(Learner):
 
     def _best_actions(self, obs: Tensor, legal_actions: Tensor | None) -> Tensor:
         if legal_actions is not None:
-            return one_hot_of_best_legal(self.critic.of_all_actions(obs).mean(dim=0), legal_actions)
+            return one_hot_of_best_legal(self.critic.agents.of_all_actions(obs).mean(dim=0), legal_actions)
         assert self.policy is not None
         out: Tensor = self.policy(obs)
         return out
@@ -96,14 +98,14 @@ class MACQL(Learner):
     @torch.no_grad()
     def _next_values(self, batch: RecordedBatch) -> Tensor:
         actions = self._best_actions(batch.next_obs, batch.next_legal_actions)
-        q = self.target_critic(batch.next_obs, batch.next_state, actions)  # (C, B, N)
+        q = self.target_critic.agent_values(batch.next_obs, batch.next_state, actions)  # (C, B, N)
         out: Tensor = q.mean(dim=-1).amin(dim=0)
         return out
 
     def _log_sum_exp(self, batch: RecordedBatch, generator: torch.Generator) -> Tensor:
         """Return log sum exp of each agent's Q_i over its legal or its sampled actions: (C, B, N)."""
         if batch.legal_actions is not None:
-            values = self.critic.of_all_actions(batch.obs)
+            values = self.critic.agents.of_all_actions(batch.obs)
             out: Tensor = values.masked_fill(~batch.legal_actions, -torch.inf).logsumexp(dim=-1)
             return out
         assert self.policy is not None
@@ -115,6 +117,6 @@ class MACQL(Learner):
         near = (self.policy(batch.obs).detach().unsqueeze(1) + noise).clamp(-1.0, 1.0)
         actions = torch.cat([uniform, near], dim=1).reshape(b * 2 * m, n, a)
         obs, state = (seen.repeat_interleave(2 * m, dim=0) for seen in (batch.obs, batch.state))
-        values = self.critic(obs, state, actions).reshape(-1, b, 2 * m, n)
+        values = self.critic.agent_values(obs, state, actions).reshape(-1, b, 2 * m, n)
         found: Tensor = values.logsumexp(dim=2)
         return found

@@ -26,7 +26,7 @@ from macflow.algorithms.baselines.learner import (
     parameters_of,
     team_target,
 )
-from macflow.algorithms.baselines.parts import AgentCritic, AgentNet, StochasticPolicy
+from macflow.algorithms.baselines.parts import AgentNet, StochasticPolicy, factored_critic
 from macflow.algorithms.igm_critic import polyak_update
 from macflow.nets.stacked import StackedMLP
 from macflow.types import MultiAgentSpec
@@ -70,7 +70,7 @@ class OMIGA(Learner):
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.critic = AgentCritic(spec, "own", settings.ensemble, hidden, generator)
+        self.critic = factored_critic(spec, "mean", "own", settings.ensemble, hidden, generator)
         self.mixer = PositiveMixer(spec, hidden, generator)
         self.value = AgentNet(1, spec.n_agents, spec.obs_size, hidden, 1, generator)
         self.policy = StochasticPolicy(spec, hidden, generator)
@@ -88,13 +88,13 @@ class OMIGA(Learner):
         """
         alpha = self.settings.alpha
         v = self.value(batch.obs)[0].squeeze(-1)  # (B, N)
-        q = self.critic(batch.obs, batch.state, batch.actions)  # (C, B, N)
+        q = self.critic.agent_values(batch.obs, batch.state, batch.actions)  # (C, B, N)
         w, b = self.mixer(batch.obs)
         with torch.no_grad():
             next_v = self.target_value(batch.next_obs)[0].squeeze(-1)
             next_w, next_b = self.target_mixer(batch.next_obs)
             y = team_target(batch, (next_w * next_v).sum(dim=-1) + next_b, self.settings.discount)
-            target_q = self.target_critic(batch.obs, batch.state, batch.actions).amin(dim=0)
+            target_q = self.target_critic.agent_values(batch.obs, batch.state, batch.actions).amin(dim=0)
             scale = self.target_mixer(batch.obs)[0] / alpha
         td = ((w * q).sum(dim=-1) + b - y).square().mean(dim=-1).sum()
         z = scale * (target_q - v)

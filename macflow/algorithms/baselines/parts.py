@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from macflow.algorithms.baselines.learner import Acting
 from macflow.algorithms.distillation import masked_log_softmax
 from macflow.algorithms.flow_matching import one_hot_of_best_legal
-from macflow.nets.critic import Sight
+from macflow.nets.critic import FactoredCritic, Sight
 from macflow.nets.stacked import StackedMLP, with_agent_ids
 from macflow.types import MultiAgentSpec
 
@@ -42,36 +43,17 @@ class AgentNet(nn.Module):
         return out.reshape(self.copies, b, n, -1)
 
 
-class AgentCritic(nn.Module):
-    """C critics Q_i of what an agent sees and its own action."""
-
-    def __init__(
-        self,
-        spec: MultiAgentSpec,
-        sees: Sight,
-        ensemble: int,
-        hidden: Sequence[int],
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.sees = sees
-        self.discrete = spec.discrete
-        seen = spec.obs_size if sees == "own" else spec.state_size
-        inputs, outputs = (seen, spec.action_size) if spec.discrete else (seen + spec.action_size, 1)
-        self.net = AgentNet(ensemble, spec.n_agents, inputs, hidden, outputs, generator, layer_norm=True)
-
-    def forward(self, obs: Tensor, state: Tensor, actions: Tensor) -> Tensor:
-        """Map obs (B, N, O), state (B, S) and actions (B, N, A) to Q_i (C, B, N)."""
-        if self.discrete:
-            return (self.of_all_actions(obs) * actions).sum(dim=-1)
-        seen = obs if self.sees == "own" else state.unsqueeze(1).expand(-1, obs.shape[1], -1)
-        out: Tensor = self.net(torch.cat([seen, actions], dim=-1)).squeeze(-1)
-        return out
-
-    def of_all_actions(self, obs: Tensor) -> Tensor:
-        """Map obs (B, N, O) to Q_i of every discrete action (C, B, N, A)."""
-        out: Tensor = self.net(obs)
-        return out
+def factored_critic(
+    spec: MultiAgentSpec,
+    mixer: Literal["mean", "none"],
+    sees: Sight,
+    ensemble: int,
+    hidden: Sequence[int],
+    generator: torch.Generator,
+) -> FactoredCritic:
+    """Return fresh critics of `spec`; methods with a mixer of their own use the Q_i alone."""
+    sizes = (spec.n_agents, spec.obs_size, spec.action_size, spec.state_size)
+    return FactoredCritic(*sizes, spec.discrete, mixer, sees, ensemble, hidden, generator)
 
 
 class DeterministicPolicy(nn.Module):
