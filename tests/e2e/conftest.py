@@ -35,6 +35,8 @@ TINY: dict[str, dict[str, Any]] = {
 _of_this_test: list[subprocess.Popen[str]] = []
 
 
+# Before xdist looks for the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep these tests in one process where several run: they share a project that takes a minute to make."""
     for item in items:
