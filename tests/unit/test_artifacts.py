@@ -20,6 +20,7 @@ from macflow.training.artifacts import FlowArtifact, build_field, load_flow, sav
 from macflow.types import ConfigError, DataError
 
 PARAMS: dict[str, Any] = {
+    "init": None,
     "scope": "joint",
     "arch": "mlp",
     "objective": "velocity",
