@@ -302,7 +302,8 @@ def test_cql_bootstraps_on_the_best_legal_next_action() -> None:
     legal = torch.tensor([True, False, True]).expand(4, 2, 3)
     batch = game_batch(one_hot(torch.zeros(4, 2, dtype=torch.int64), 3), torch.zeros(4), legal=legal)
     q, target = (
-        c.agents.of_all_actions(batch.next_obs).detach().numpy() for c in (learner.critic, learner.target_critic)
+        critic.agents.of_all_actions(batch.next_obs).detach().numpy()
+        for critic in (learner.critic, learner.target_critic)
     )
     best = np.where(legal.numpy(), q.mean(0), -np.inf).argmax(-1)  # (B, N)
     chosen = np.take_along_axis(target, best[None, ..., None], -1)[..., 0]  # (C, B, N)
