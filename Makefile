@@ -32,9 +32,8 @@ repro: $(VENV)/.installed ## bring the pipeline up to date: dvc repro report
 serve: $(VENV)/.installed ## a local Prefect server and worker, until Ctrl-C
 	@exec python -m flows.serve
 
-# Two processes: the end-to-end tests one after the other in the first, everything else in the second.
 test: check $(VENV)/.installed-test ## lint, types and all tests
-	@python -m pytest --numprocesses 2 --dist loadgroup
+	@python -m pytest
 
 slow: $(VENV)/.installed-test ## the tests that take minutes: every environment through the whole pipeline
 	@python -m pytest -m slow

@@ -35,15 +35,6 @@ TINY: dict[str, dict[str, Any]] = {
 _of_this_test: list[subprocess.Popen[str]] = []
 
 
-# Before xdist looks for the groups.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep these tests in one process where several run: they share a project that takes a minute to make."""
-    for item in items:
-        if item.get_closest_marker("e2e"):
-            item.add_marker(pytest.mark.xdist_group("e2e"))
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown() -> None:
     """End and reap what the test started, however the test ended, before fixtures remove its files."""
