@@ -17,10 +17,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo repro serve check lint types test slow browser format clean
+.PHONY: help demo repro serve check lint types test unit e2e slow browser format clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: repro ## from nothing to a trained policy and its report
 	@python tools/demo_summary.py
@@ -32,8 +32,15 @@ repro: $(VENV)/.installed ## bring the pipeline up to date: dvc repro report
 serve: $(VENV)/.installed ## a local Prefect server and worker, until Ctrl-C
 	@exec python -m flows.serve
 
-test: check $(VENV)/.installed-test ## lint, types and all tests
-	@python -m pytest
+# Side by side on two cores; each one's output in one piece, at its end.
+test: $(VENV)/.installed-test ## lint, types and all tests
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check e2e unit
+
+unit: $(VENV)/.installed-test ## tests of single parts
+	@python -m pytest tests/unit tests/contract
+
+e2e: $(VENV)/.installed-test ## tests of the whole: pipelines, servers, the report's page
+	@python -m pytest tests/e2e
 
 slow: $(VENV)/.installed-test ## the tests that take minutes: every environment through the whole pipeline
 	@python -m pytest -m slow
