@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+
+from workspace import stage_command
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a fresh clone would hold of this, another run has made.
@@ -129,6 +132,17 @@ class Project:
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return found
+
+
+def run_here(folder: Path, stages: Iterable[str]) -> None:
+    """Run dvc.yaml's commands of `stages` in `folder`, inside this process: starting one takes seconds."""
+    for stage in stages:
+        _, flag, module, *arguments = stage_command(folder, stage)
+        assert flag == "-m"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", [module, *arguments])
+            runpy.run_module(module, run_name="__main__")
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:

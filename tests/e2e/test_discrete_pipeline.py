@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from conftest import run_here
 
-from workspace import ROOT, make_workspace, run_stages
+from workspace import ROOT, make_workspace
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -44,7 +45,7 @@ def test_only_the_value_term_finds_the_rare_optimum(tmp_path: Path, mixer: str) 
     game = overrides("rare_optimum")
     mixed = {"critic": {"mixer": mixer}}
     full = make_workspace(tmp_path / "full", game, SHORT, mixed)
-    run_stages(full, [*DATA_TO_CRITIC, "distill", "evaluate", "diagnose"])
+    run_here(full, [*DATA_TO_CRITIC, "distill", "evaluate", "diagnose"])
     plain = make_workspace(
         tmp_path / "plain",
         game,
@@ -54,7 +55,7 @@ def test_only_the_value_term_finds_the_rare_optimum(tmp_path: Path, mixer: str) 
         reuse=full,
         artifacts=ARTIFACTS,
     )
-    run_stages(plain, ["distill", "evaluate"])
+    run_here(plain, ["distill", "evaluate"])
     assert returns(full)["policy"] >= 1.9
     assert 0.8 <= returns(plain)["policy"] <= 1.2
     bounds = json.loads((full / "metrics/diagnose.json").read_text())
@@ -71,7 +72,7 @@ def test_the_joint_flow_solves_xor_and_independent_policies_do_not(
     tmp_path: Path, flow: dict[str, Any]
 ) -> None:
     folder = make_workspace(tmp_path / "xor", overrides("xor"), SHORT, {"flow": flow})
-    run_stages(folder, [*DATA_TO_CRITIC, "distill", "evaluate", "diagnose"])
+    run_here(folder, [*DATA_TO_CRITIC, "distill", "evaluate", "diagnose"])
     found = returns(folder)
     assert found["flow"] >= 0.95
     # Each agent draws its own noise, so the pair cannot agree to differ: the paper's known limit.
@@ -89,7 +90,7 @@ def test_the_joint_flow_solves_xor_and_independent_policies_do_not(
         reuse=folder,
         artifacts=ARTIFACTS,
     )
-    run_stages(common, ["distill", "evaluate"])
+    run_here(common, ["distill", "evaluate"])
     assert returns(common)["policy"] >= 0.95
     played = [acted_alone(common / "models/policy", i) for i in range(2)]
     assert len(played[0]) == 200

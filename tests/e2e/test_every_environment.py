@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
+from conftest import TINY, run_here
 from env_cases import marks_of
 
 from macflow.envs.registry import ENVIRONMENTS
-from workspace import make_workspace, run_stages
+from workspace import make_workspace
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -54,7 +54,7 @@ def test_from_recording_to_evaluation(tmp_path: Path, env_id: str) -> None:
             "prepare": {"max_duplicate_fraction": 1.0},
         },
     )
-    run_stages(folder, STAGES)
+    run_here(folder, STAGES)
     metrics = {stage: json.loads((folder / f"metrics/{stage}.json").read_text()) for stage in STAGES[7:]}
     evaluated = metrics["evaluate"]
     assert evaluated["env"] == env_id
