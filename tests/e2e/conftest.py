@@ -142,7 +142,7 @@ def run_here(folder: Path, stages: Iterable[str]) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             patch.setattr(sys, "argv", [module, *arguments])
-            runpy.run_module(module, run_name="__main__")
+            runpy.run_path(str(ROOT / f"{module.replace('.', '/')}.py"), run_name="__main__")
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
