@@ -247,7 +247,7 @@ def _diagnose(root: Path) -> None:
     write_json(
         root / "metrics/diagnose.json",
         {
-            "w2": 0.411, "coupling_bound": 0.502, "w2_bound_holds": True,
+            "w2": 0.411, "w2_sampling": 0.2, "coupling_bound": 0.502, "w2_bound_holds": True,
             "value_gap": 1.88, "lipschitz_q": 5.61, "value_gap_bound": 2.306, "value_gap_bound_holds": True,
             "flow_spread": 1.02,
             "mutual_information": {"dataset": 0.214, "flow": 0.197, "policy": 0.021},

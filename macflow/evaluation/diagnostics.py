@@ -18,13 +18,13 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import ot
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
+from macflow.evaluation.transport import transport
 from macflow.types import DataError
 
 # Which state (P,), joint actions (P, N, A) -> Q_tot (P,), differentiable in the actions.
@@ -149,22 +149,12 @@ def compare(
     w2 = np.empty(b)
     for i in range(b):
         squares = cdist(policy[i], flow[i], "sqeuclidean")
-        w2[i] = _transport(squares)
+        w2[i] = transport(squares)
         distances = np.sqrt(squares)
         apart = distances > MIN_SLOPE_DISTANCE
         rises = np.abs(values[0, i, :, None] - values[1, i, None, :])
         slope = max(slope, float((rises[apart] / distances[apart]).max(initial=0.0)))
     return Comparison(policy, flow, values[0], values[1], w2, slope)
-
-
-def wasserstein2(x: ArrayLike, y: ArrayLike) -> float:
-    """Return the exact 2-Wasserstein distance of two clouds of equally weighted points (n, D), (m, D)."""
-    return _transport(cdist(np.asarray(x, np.float64), np.asarray(y, np.float64), "sqeuclidean"))
-
-
-def _transport(squares: Array) -> float:
-    cost = ot.emd2([], [], squares, numItermax=10_000_000)
-    return float(np.sqrt(max(float(cost), 0.0)))
 
 
 def _values(q_total: JointValue, states: Tensor, actions: Tensor) -> Array:

@@ -93,6 +93,7 @@ class Check(_Facts):
 
 class Diagnosis(_Facts):
     w2: float
+    w2_sampling: float
     coupling_bound: float
     w2_bound_holds: bool
     value_gap: float

@@ -27,6 +27,7 @@ from macflow.evaluation.diagnostics import (
     nearest_rows,
     policy_modes,
 )
+from macflow.evaluation.transport import sampling_distance
 from macflow.files import replace_directory, write_json
 from macflow.policy import Policy, load_policy
 from macflow.stages._common import run_stage
@@ -140,6 +141,9 @@ def main(arguments: argparse.Namespace) -> None:
     }
     with torch.no_grad():
         recorded = models.q_total(around.flatten(), _recorded(models, around.flatten()))
+    again = torch.randn(noise.shape, generator=torch.Generator().manual_seed(params.seed + 1))
+    parts = list(_chunks(states.repeat_interleave(params.samples), again))
+    independent = torch.cat([models.flow_actions(*part) for part in parts]).reshape(shape)
     rewards = models.dataset.rewards[train_rows].mean(dim=1) / models.critic.reward_scale
     found = comparison.summary
     checks = {
@@ -167,6 +171,7 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.metrics,
         {
             "w2": found.w2,
+            "w2_sampling": sampling_distance(flow.flatten(2), independent.flatten(2)),
             "coupling_bound": found.coupling_bound,
             "w2_bound_holds": found.w2_bound_holds,
             "value_gap": found.value_gap,

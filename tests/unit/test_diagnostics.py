@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from itertools import permutations, product
 
@@ -25,8 +27,8 @@ from macflow.evaluation.diagnostics import (
     nearest_rows,
     policy_diagnostics,
     policy_modes,
-    wasserstein2,
 )
+from macflow.evaluation.transport import sampling_distance, wasserstein2
 from macflow.nets.critic import FactoredCritic
 from macflow.types import DataError
 
@@ -78,6 +80,21 @@ def test_w2_is_the_best_permutation(seed: int, n: int, d: int) -> None:
 def test_w2_splits_mass_between_clouds_of_unequal_size() -> None:
     assert wasserstein2([[0.0]], [[-1.0], [1.0]]) == pytest.approx(1.0)
     assert wasserstein2([[0.0], [1.0]], [[0.0], [0.0], [1.0], [1.0]]) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_sampling_distance_is_a_mean_square_and_falls_with_the_sample() -> None:
+    x, y = np.zeros((2, 1, 2)), np.array([[[3.0, 4.0]], [[0.0, 1.0]]])
+    assert sampling_distance(x, y) == pytest.approx(math.sqrt((25 + 1) / 2))
+    assert sampling_distance(x, x) == 0.0
+    rng = np.random.default_rng(0)
+    read = [sampling_distance(*rng.standard_normal((2, 20, m, 1))) for m in (16, 256)]
+    # In one dimension the expected square of the distance falls like log log M / M.
+    assert read[1] < read[0] / 3
+
+
+def test_transport_leaves_jax_alone() -> None:
+    program = "import sys, macflow.evaluation.transport; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 # Bounds of Props. 4.2 and 4.3

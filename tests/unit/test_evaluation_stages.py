@@ -214,8 +214,9 @@ def test_diagnose_writes_what_it_promises_in_the_same_bytes(workspace: Path, tmp
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     found = read_json(tmp_path / "a/metrics.json")
     assert set(found) == {
-        "w2", "coupling_bound", "w2_bound_holds", "value_gap", "lipschitz_q", "value_gap_bound",
-        "value_gap_bound_holds", "flow_spread", "q_policy", "q_flow", "mutual_information", "checks",
+        "w2", "w2_sampling", "coupling_bound", "w2_bound_holds", "value_gap", "lipschitz_q",
+        "value_gap_bound", "value_gap_bound_holds", "flow_spread", "q_policy", "q_flow", "mutual_information",
+        "checks",
     }  # fmt: skip
     assert found["w2_bound_holds"] is True
     assert found["value_gap_bound_holds"] is True
