@@ -19,7 +19,7 @@ from field import EVALUATION_SEED, interval
 from macflow.envs.registry import copies, make_env
 from macflow.evaluation.rollout import rollout
 from macflow.policy import Acting, load_policy
-from macflow.training.artifacts import load_critic
+from macflow.training.artifacts import followed_critic, load_critic
 
 SCALES = (0.0, 0.5, 1.0)
 
@@ -44,11 +44,10 @@ def main() -> None:
             policy = load_policy(models / "policy")
             policy.acting = acting
             if acting.best_of > 1:
-                policy.values = load_critic(models / "critic").own_values()
+                critic = followed_critic(models / "policy", models / "critic")
+                policy.values = load_critic(critic).own_values()
                 if policy.values is None:
-                    raise SystemExit(
-                        f"{models / 'critic'}: sees more than an agent does, so agents cannot ask it"
-                    )
+                    raise SystemExit(f"{critic}: sees more than an agent does, so agents cannot ask it")
             arena = policy.manifest["env"]
             n_envs = copies(arena["id"], 25)
             with closing(make_env(arena["id"], arena["kwargs"], n_envs, 1)) as env:

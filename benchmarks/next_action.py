@@ -2,8 +2,8 @@
 
     python benchmarks/next_action.py --seeds 0 1 2 --workspace build/next-action
 
-One recording; per seed one flow and teacher, then critic, policy and evaluation per variant. Last
-checkpoint, 200 episodes; normalised return, mean over seeds with a 95% t-interval.
+One recording; per seed one flow and teacher, then critic, policy and evaluation per variant; variants of the
+same critic share it. Last checkpoint, 200 episodes; normalised return, mean over seeds with a 95% t-interval.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from workspace import make_workspace, run_stages
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "flow_best_of, 0.9": {"critic": {"next_action": "flow_best_of", "discount": 0.9}},
+    "flow_best_of, then policy, 0.9": {
+        "critic": {"next_action": "flow_best_of", "discount": 0.9},
+        "distill": {"critic": "policy"},
+    },
     "flow, 0.9": {"critic": {"next_action": "flow", "discount": 0.9}},
     "in_sample, 0.9": {"critic": {"next_action": "in_sample", "discount": 0.9}},
     "flow_best_of, 0.995": {"critic": {"next_action": "flow_best_of", "discount": 0.995}},
@@ -31,6 +36,7 @@ def main() -> None:
     """Run and print one row per variant."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", choices=VARIANTS, nargs="+", default=list(VARIANTS))
     parser.add_argument("--workspace", type=Path, default=Path("build/next-action"))
     arguments = parser.parse_args()
 
@@ -43,11 +49,21 @@ def main() -> None:
             arguments.workspace / f"seed-{seed}", seeded, reuse=data, artifacts=("data/prepared",)
         )
         run_stages(base, ["train_flow", "teacher"])
+        critics: dict[str, Path] = {}  # workspaces by their critic's settings
         for number, (name, change) in enumerate(VARIANTS.items()):
+            if name not in arguments.variants:
+                continue
+            settings = json.dumps(change["critic"])
+            known = settings in critics
             folder = make_workspace(
-                arguments.workspace / f"seed-{seed}-{number}", seeded, change, reuse=base, artifacts=SHARED
+                arguments.workspace / f"seed-{seed}-{number}",
+                seeded,
+                change,
+                reuse=critics.get(settings, base),
+                artifacts=(*SHARED, "models/critic") if known else SHARED,
             )
-            run_stages(folder, ["train_critic", "distill", "evaluate"])
+            critics[settings] = folder
+            run_stages(folder, [*([] if known else ["train_critic"]), "distill", "evaluate"])
             metrics = json.loads((folder / "metrics" / "evaluate.json").read_text())
             scores.setdefault(name, []).append(metrics["policy"]["normalized_return"])
 

@@ -145,6 +145,8 @@ class DistillParams(Section):
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     # false leaves the Q term out: plain distillation (Eq. 7).
     q_term: bool
+    # frozen: as trained before. policy: goes on learning, next actions from the policies: see docs/adr/0001.
+    critic: Literal["frozen", "policy"]
     # shared: one net, agent id appended. separate: one net per agent.
     sharing: Literal["shared", "separate"]
     # individual: each agent its own. common: all see the joint noise, drawn from a shared seed and step.
@@ -160,6 +162,13 @@ class DistillParams(Section):
     schedule: LearningRateSchedule
     # Steps between measurements of the bounds of Props. 4.2 and 4.3.
     diagnose_every: Positive
+
+    @field_validator("critic")
+    @classmethod
+    def _somebody_follows_what_learns(cls, critic: str, info: ValidationInfo) -> str:
+        if critic == "policy" and info.data.get("q_term") is False:
+            raise ValueError("without `distill.q_term` nothing follows the critics that go on learning")
+        return critic
 
     @field_validator("best_of")
     @classmethod

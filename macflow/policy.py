@@ -2,7 +2,8 @@
 
 `policy.safetensors` holds the weights, `policy.json` everything needed to act and to know what the
 policy was made from; `values.safetensors` holds the critics Q_i(o_i, a_i) of policies that choose among
-several actions (best-of-M). Neither the dataset, DVC nor the environment is needed.
+several actions (best-of-M). Neither the dataset, DVC nor the environment is needed. A folder `critic`
+beside them, where there is one, is for the stage `diagnose` alone.
 """
 
 from __future__ import annotations

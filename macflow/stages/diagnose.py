@@ -35,6 +35,7 @@ from macflow.training.artifacts import (
     CriticArtifact,
     FlowArtifact,
     TeacherArtifact,
+    followed_critic,
     load_critic,
     load_flow,
     load_teacher,
@@ -100,20 +101,21 @@ def main(arguments: argparse.Namespace) -> None:
     params = load_section(arguments.params, "diagnose", DiagnoseParams)
     torch.set_num_threads(load_section(arguments.params, "training", TrainingParams).threads)
     torch.set_flush_denormal(True)
+    critic = followed_critic(arguments.policy, arguments.critic)
     models = Models(
         load_prepared(arguments.data),
         load_flow(arguments.flow),
         load_policy(arguments.policy),
-        load_critic(arguments.critic),
+        load_critic(critic),
     )
     spec = models.dataset.spec
-    for name, other in (
-        ("flow", models.flow.spec),
-        ("critic", models.critic.spec),
-        ("policy", models.policy.spec),
+    for folder, other in (
+        (arguments.flow, models.flow.spec),
+        (critic, models.critic.spec),
+        (arguments.policy, models.policy.spec),
     ):
         if other != spec:
-            raise DataError(f"{getattr(arguments, name)}: made for other agents than {arguments.data}")
+            raise DataError(f"{folder}: made for other agents than {arguments.data}")
     teacher = load_teacher(arguments.teacher)
     if len(teacher.noise) != len(models.dataset.obs):
         raise DataError(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from macflow.algorithms.distillation import distillation_loss
 from macflow.algorithms.flow_matching import one_hot_of_best_legal
+from macflow.algorithms.igm_critic import critic_loss, polyak_update, td_target
 from macflow.config import DiagnoseParams, DistillParams, load_section
 from macflow.data.normalizer import Normalizer
 from macflow.data.prepared import load_prepared
@@ -21,10 +23,18 @@ from macflow.nets.policy import OneStepPolicy
 from macflow.policy import Acting, build_policy, save_policy
 from macflow.stages._common import run_stage
 from macflow.stages._training import add_artifact_arguments, begin_training
-from macflow.training.artifacts import CriticArtifact, FlowArtifact, load_critic, load_flow, load_teacher
+from macflow.training.artifacts import (
+    FOLLOWED_CRITIC,
+    CriticArtifact,
+    FlowArtifact,
+    load_critic,
+    load_flow,
+    load_teacher,
+    save_critic,
+)
 from macflow.training.checkpoint import TrainingState
 from macflow.training.loop import adam, descend, learning_rate_of, train, write_curve
-from macflow.types import ConfigError
+from macflow.types import Batch, ConfigError
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -55,11 +65,19 @@ def main(arguments: argparse.Namespace) -> None:
     policy = build_policy(dataset.spec, params.sharing, params.noise, params.hidden, run.initializer).to(
         run.device
     )
-    optimizer = adam(list(policy.parameters()))
-    state = TrainingState({"policy": policy}, optimizer, run.generator)
+    learner = CriticLearner(critic, policy) if params.critic == "policy" else None
+    modules: dict[str, nn.Module] = {"policy": policy}
+    trained = list(policy.parameters())
+    if learner:
+        modules |= {"critic": learner.critic, "target": learner.target}
+        # Adam's moments are each parameter's own: one optimiser serves both losses in turn.
+        trained += learner.critic.parameters()
+    optimizer = adam(trained)
+    state = TrainingState(modules, optimizer, run.generator)
 
     def step() -> dict[str, Tensor]:
         batch = sampler.sample(params.batch_size, run.generator)
+        learnt = learner.step(batch, optimizer, run.generator) if learner else {}
         noise, flow_actions = teacher.draw(batch.rows, run.generator)
         loss, info = distillation_loss(
             policy,
@@ -73,7 +91,7 @@ def main(arguments: argparse.Namespace) -> None:
             critic.aggregate,
         )
         descend(optimizer, loss)
-        return info
+        return info | learnt
 
     train(
         "distill",
@@ -93,6 +111,10 @@ def main(arguments: argparse.Namespace) -> None:
     normalizer = Normalizer.from_dict(dataset.meta["normalizer"])
     with replace_directory(arguments.out) as folder:
         save_policy(folder, dataset.spec, normalizer, policy.cpu(), acting, values, manifest)
+        if learner:
+            settings = run.manifest["params"] | {"critic": dict(critic.params)}
+            (folder / FOLLOWED_CRITIC).mkdir()
+            save_critic(folder / FOLLOWED_CRITIC, critic, run.manifest | {"params": settings})
     with replace_directory(arguments.plots) as folder:
         write_curve(folder / "curve.csv", curve)
         write_curve(folder / "diagnostics.csv", bounds)
@@ -108,6 +130,50 @@ def main(arguments: argparse.Namespace) -> None:
         },
     )
     run.checkpoint.remove()
+
+
+class CriticLearner:
+    """Critics that go on learning while policies follow them: next actions are those of the policies.
+
+    In each step of the distillation they go first, on the same batch and at the same learning rate, and the
+    policies follow what they have become. Between their steps they take no gradient: the policies' loss
+    leaves them as they are.
+    """
+
+    def __init__(self, artifact: CriticArtifact, policy: OneStepPolicy) -> None:
+        """Go on from the critics of `artifact`, in place, with its discount, aggregate and polyak_tau."""
+        self.artifact = artifact
+        self.critic = artifact.critic
+        self.target = copy.deepcopy(artifact.critic)
+        self.policy = policy
+
+    def step(
+        self, batch: Batch, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Take one step of `optimizer` down the TD loss of `batch`, move the target and return the loss."""
+        noise = torch.randn(batch.actions.shape, generator=generator, device=batch.actions.device)
+        next_actions = one_step_actions(self.policy, batch.next_obs, noise, batch.next_legal_actions)
+        y = td_target(
+            self.target, batch, next_actions.unsqueeze(1), self.artifact.discount, self.artifact.aggregate
+        )
+        self.critic.requires_grad_(True)
+        loss, info = critic_loss(self.critic, batch, y)
+        descend(optimizer, loss)
+        self.critic.requires_grad_(False)
+        polyak_update(self.target, self.critic, self.artifact.params["polyak_tau"])
+        return {"td_loss": info["td_loss"]}
+
+
+@torch.no_grad()
+def one_step_actions(
+    policy: OneStepPolicy, obs: Tensor, noise: Tensor, legal_actions: Tensor | None
+) -> Tensor:
+    """Return what the agents do (B, N, A) at normalised obs (B, N, O) by noise (B, N, A).
+
+    Continuous actions are clipped to [-1, 1]; discrete ones are the one-hot of the best legal action.
+    """
+    out: Tensor = policy(obs, noise, legal_actions)
+    return out.clamp(-1.0, 1.0) if legal_actions is None else one_hot_of_best_legal(out, legal_actions)
 
 
 def _observer(
@@ -135,10 +201,7 @@ def _observer(
         return critic.q_total(batch.obs[index], batch.state[index], actions)
 
     def observe() -> dict[str, float]:
-        with torch.no_grad():
-            out = policy(obs, noise, legal)
-        # What the agents will do: the best legal action where actions are discrete.
-        actions = out.clamp(-1.0, 1.0) if legal is None else one_hot_of_best_legal(out, legal)
+        actions = one_step_actions(policy, obs, noise, legal)
         shape = (params.states, m, n, a)
         return asdict(
             policy_diagnostics(

@@ -72,6 +72,7 @@ def main(arguments: argparse.Namespace) -> None:
         params.aggregate,
         params.discount,
         dataset.meta["normalizer"]["reward_scale"],
+        run.manifest["params"]["critic"],
     )
     with replace_directory(arguments.out) as folder:
         save_critic(folder, artifact, run.manifest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,8 @@ from macflow.policy import EpisodeNoise
 from macflow.types import ActionArray, DataError, MultiAgentSpec, Seen
 
 SCHEMA_VERSION = 3
+# Folder inside the policy bundle; acting does without it.
+FOLLOWED_CRITIC = "critic"
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,15 @@ class FlowActor:
 
 @dataclass(frozen=True)
 class CriticArtifact:
-    """The frozen critic, with what its units are."""
+    """The critic, with what its units are."""
 
     spec: MultiAgentSpec
     critic: Critic
     aggregate: Literal["mean", "min"]
     discount: float
     reward_scale: float
+    # The section `critic` that it was trained by.
+    params: Mapping[str, Any]
 
     def q_total(self, obs: Tensor, state: Tensor, actions: Tensor) -> Tensor:
         """Map normalised obs (B, N, O), state (B, S) and actions (B, N, A) to Q_tot (B,)."""
@@ -171,7 +175,18 @@ def load_critic(folder: Path) -> CriticArtifact:
         spec, params["mixer"], params["sees"], params["ensemble"], params["hidden"], torch.Generator()
     )
     _load_module(folder / "critic.safetensors", critic)
-    return CriticArtifact(spec, critic, params["aggregate"], params["discount"], manifest["reward_scale"])
+    return CriticArtifact(
+        spec, critic, params["aggregate"], params["discount"], manifest["reward_scale"], params
+    )
+
+
+def followed_critic(policy: Path, critic: Path) -> Path:
+    """Return the folder of the critics that the policies in folder `policy` followed to the end.
+
+    They lie beside the policies where they went on learning with them (`distill.critic: policy`).
+    """
+    beside = policy / FOLLOWED_CRITIC
+    return beside if beside.is_dir() else critic
 
 
 def build_critic(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from data_samples import make_spec
 from torch import Tensor
 
 from macflow.algorithms.distillation import distillation_loss, masked_log_softmax
 from macflow.algorithms.igm_critic import critic_loss, polyak_update, td_target
-from macflow.nets.critic import Critic, FactoredCritic
-from macflow.nets.policy import OneStepPolicy
+from macflow.nets.critic import Aggregate, Critic, FactoredCritic
+from macflow.nets.policy import Noise, OneStepPolicy
+from macflow.stages.distill import CriticLearner
+from macflow.training.artifacts import CriticArtifact
+from macflow.training.loop import adam, descend
 from macflow.types import Batch
 
 
@@ -190,3 +195,88 @@ def test_value_term_alone_finds_the_best_legal_action() -> None:
     chosen = masked_log_softmax(policy(obs, noise), legal).argmax(-1)[0]
     assert chosen[0] == 1 - best[0]
     assert chosen[1] == best[1]
+
+
+def make_learner(
+    discrete: bool, noise: Noise, aggregate: Aggregate, mixer: str
+) -> tuple[CriticLearner, OneStepPolicy, torch.optim.Optimizer, Batch]:
+    """Return critics on their way with a policy whose actions leave [-1, 1], and a batch for them."""
+    critic = make_critic(discrete, mixer).requires_grad_(False)
+    g = torch.Generator().manual_seed(4)
+    policy = OneStepPolicy(2, 3, 2, "shared", noise, [16], g)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(4.0)
+    artifact = CriticArtifact(make_spec(discrete, 2, 3, 2), critic, aggregate, 0.9, 1.0, {"polyak_tau": 0.25})
+    batch = make_batch(32)
+    if discrete:
+        actions = torch.eye(2)[torch.randint(0, 2, (32, 2), generator=g)]
+        legal = torch.ones(32, 2, 2, dtype=torch.bool)
+        following = legal.clone()
+        following[:, 0, 1] = torch.arange(32) % 3 > 0
+        batch = replace(batch, actions=actions, legal_actions=legal, next_legal_actions=following)
+    optimizer = adam([*policy.parameters(), *critic.parameters()])
+    return CriticLearner(artifact, policy), policy, optimizer, batch
+
+
+def numbers(module: torch.nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize("mixer", ["mean", "none"])
+@pytest.mark.parametrize("noise", ["individual", "common"])
+@pytest.mark.parametrize(("discrete", "aggregate"), [(False, "mean"), (False, "min"), (True, "mean")])
+def test_learning_critics_take_the_policies_own_next_actions(
+    discrete: bool, aggregate: Aggregate, noise: Noise, mixer: str
+) -> None:
+    learner, policy, optimizer, batch = make_learner(discrete, noise, aggregate, mixer)
+    optimizer.param_groups[0]["lr"] = 0.0
+    drawn, generator = (torch.Generator().manual_seed(5) for _ in range(2))
+    losses = []
+    for _ in range(2):
+        z = torch.randn(32, 2, 2, generator=drawn)
+        with torch.no_grad():
+            out = policy(batch.next_obs, z, batch.next_legal_actions).numpy()
+            q = learner.critic.trained_values(batch.obs, batch.state, batch.actions).numpy()
+        if batch.next_legal_actions is None:
+            assert np.abs(out).max() > 1
+            actions = np.clip(out, -1, 1)
+        else:
+            best = np.where(batch.next_legal_actions.numpy(), out, -np.inf).argmax(axis=-1)
+            assert (best != out.argmax(axis=-1)).any()
+            actions = np.eye(2, dtype=np.float32)[best]
+        with torch.no_grad():
+            following = learner.target.trained_values(
+                batch.next_obs, batch.next_state, torch.from_numpy(actions)
+            ).numpy()
+        following = following.mean(axis=0) if aggregate == "mean" else following.min(axis=0)
+        y = batch.reward.numpy()[:, None] + 0.9 * batch.bootstrap_mask.numpy()[:, None] * following
+        losses.append(float(learner.step(batch, optimizer, generator)["td_loss"]))
+        np.testing.assert_allclose(losses[-1], np.mean((q - y) ** 2), rtol=1e-5)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4), "the noise is not fresh"
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_each_loss_moves_its_own_and_the_target_follows_by_tau(discrete: bool) -> None:
+    learner, policy, optimizer, batch = make_learner(discrete, "individual", "mean", "qmix")
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(2):
+        acting, critic, target = numbers(policy), numbers(learner.critic), numbers(learner.target)
+        learner.step(batch, optimizer, generator)
+        assert all(parameter.grad is None for parameter in policy.parameters())
+        assert all(torch.equal(a, b) for a, b in zip(acting, policy.parameters(), strict=True))
+        moved = numbers(learner.critic)
+        for before, online, old, new in zip(critic, moved, target, learner.target.parameters(), strict=True):
+            assert not torch.equal(before, online)
+            torch.testing.assert_close(new, old + 0.25 * (online - old))
+        follows = numbers(learner.target)
+
+        z = torch.randn(32, 2, 2, generator=generator)
+        teacher = batch.actions
+        loss, _ = distillation_loss(
+            policy, learner.critic, batch.obs, batch.state, z, teacher, batch.legal_actions, 0.1, "mean"
+        )
+        descend(optimizer, loss)
+        for module, still in ((learner.critic, moved), (learner.target, follows)):
+            assert all(torch.equal(a, b) for a, b in zip(still, module.parameters(), strict=True))
+        assert not any(torch.equal(a, b) for a, b in zip(acting, policy.parameters(), strict=True))

@@ -15,11 +15,13 @@ import torch
 import yaml
 from data_samples import prepare_recorded
 
+from macflow.config import DiagnoseParams, load_section
 from macflow.data.prepared import load_prepared, write_prepared
 from macflow.data.record import record_episodes
 from macflow.data.rows import stack_episodes
+from macflow.data.sampler import TransitionSampler
 from macflow.envs.registry import make_behaviour, make_env
-from macflow.files import read_json, write_json
+from macflow.files import digest, read_json, write_json
 from macflow.policy import Acting, build_policy, load_policy, save_policy
 from macflow.stages import diagnose, distill, evaluate
 from macflow.training.artifacts import (
@@ -29,6 +31,7 @@ from macflow.training.artifacts import (
     build_critic,
     build_field,
     load_critic,
+    load_flow,
     save_critic,
     save_flow,
     save_teacher,
@@ -60,13 +63,13 @@ def make_workspace(root: Path, env_id: str, behaviour: str) -> Path:
     obs = normalizer.normalize_obs(dataset.obs)
     samples = [flow.sample(obs, noise[:, k], dataset.legal_actions) for k in range(2)]
     save_teacher(root / "teacher", TeacherArtifact(noise, torch.stack(samples, dim=1)), {}, spec.discrete)
-    critic = CriticArtifact(spec, build_critic(spec, "mean", "own", 2, (16,), generator), "mean", 0.9, 1.0)
-    save_critic(
-        root / "critic",
-        critic,
-        {"params": {"critic": {"mixer": "mean", "sees": "own", "ensemble": 2, "hidden": [16],
-                               "aggregate": "mean", "discount": 0.9}}},
-    )  # fmt: skip
+    settings = {
+        "mixer": "mean", "sees": "own", "ensemble": 2, "hidden": [16],
+        "aggregate": "mean", "discount": 0.9, "polyak_tau": 0.05,
+    }  # fmt: skip
+    nets = build_critic(spec, "mean", "own", 2, (16,), generator)
+    critic = CriticArtifact(spec, nets, "mean", 0.9, 1.0, settings)
+    save_critic(root / "critic", critic, {"params": {"critic": settings}})
     save_policy(
         root / "policy",
         spec,
@@ -280,12 +283,11 @@ def test_distill_gives_agents_their_own_critics_to_choose_by(
     actions = torch.rand(5, policy.spec.n_agents, policy.spec.action_size)
     torch.testing.assert_close(policy.values(rows, actions), own(rows, actions))
     seen = shutil.copytree(workspace / "critic", tmp_path / "critic")
-    manifest = read_json(seen / "critic.json")
     for mixer, sees in (("central", "own"), ("mean", "state")):
         generator = torch.Generator().manual_seed(0)
         artifact = replace(critic, critic=build_critic(policy.spec, mixer, sees, 2, (16,), generator))
         kept = {"mixer": mixer, "sees": sees}
-        save_critic(seen, artifact, {"params": {"critic": manifest["params"]["critic"] | kept}})
+        save_critic(seen, artifact, {"params": {"critic": {**critic.params, **kept}}})
         with pytest.raises(ConfigError, match=r"chosen.yaml: `distill.best_of`: .*\(received 3\)"):
             distill.main(distill_arguments(workspace, params, tmp_path / "refused", critic=seen))
     assert not (tmp_path / "refused").exists()
@@ -300,6 +302,97 @@ def test_there_is_nothing_to_choose_among_where_agents_do_not_draw_alone(
     )
     with pytest.raises(ConfigError, match=r"`distill.best_of`: .*\(received 2\)"):
         distill.main(distill_arguments(workspace, params, tmp_path / "refused"))
+
+
+SMALL = {"hidden": [16], "steps": 8, "batch_size": 8, "diagnose_every": 8, "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def landmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace of episodes with more than one step: next actions count."""
+    return make_workspace(tmp_path_factory.mktemp("landmark"), "game/landmark", "expert")
+
+
+def test_critics_that_went_on_learning_lie_beside_the_policies_and_judge_them(
+    landmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = change(landmark, tmp_path / "params.yaml", "distill", critic="policy", best_of=3, **SMALL)
+    distill.main(distill_arguments(landmark, params, tmp_path / "policy"))
+    assert read_json(tmp_path / "policy/critic/critic.json")["made_from"] == {
+        str(landmark / name): digest(landmark / name) for name in ("data", "flow", "teacher", "critic")
+    }
+    before, after = load_critic(landmark / "critic"), load_critic(tmp_path / "policy/critic")
+    assert (after.aggregate, after.discount, after.reward_scale) == ("mean", 0.9, 1.0)
+    for old, new in zip(before.critic.parameters(), after.critic.parameters(), strict=True):
+        assert not torch.equal(old, new)
+
+    dataset, policy = load_prepared(landmark / "data"), load_policy(tmp_path / "policy")
+    own = after.own_values()
+    assert own is not None
+    assert policy.values is not None
+    actions = torch.rand(5, dataset.spec.n_agents, dataset.spec.action_size)
+    assert torch.equal(policy.values(dataset.obs[:5], actions), own(dataset.obs[:5], actions))
+
+    sampler = TransitionSampler(dataset, torch.device("cpu"))
+    measured = read_json(tmp_path / "policy-numbers/metrics.json")["q_mean"]
+    flow, section = load_flow(landmark / "flow"), load_section(params, "diagnose", DiagnoseParams)
+    by_old, by_new = (
+        distill._observer(policy.net, flow, critic, sampler, section)()["q_policy"]
+        for critic in (before, after)
+    )
+    assert measured == pytest.approx(by_new, rel=1e-5)
+    assert measured != pytest.approx(by_old, rel=1e-3)
+
+    bundle = tmp_path / "policy"
+    diagnose.main(arguments(landmark, tmp_path / "a", policy=bundle))
+    alone = Path(shutil.copytree(bundle, tmp_path / "alone"))
+    shutil.rmtree(alone / "critic")
+    diagnose.main(arguments(landmark, tmp_path / "b", policy=alone, critic=bundle / "critic"))
+    diagnose.main(arguments(landmark, tmp_path / "c", policy=alone))
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert digests(tmp_path / "a") != digests(tmp_path / "c")
+
+
+def test_frozen_critics_are_not_written_again(
+    landmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = change(landmark, tmp_path / "params.yaml", "distill", critic="frozen", **SMALL)
+    distill.main(distill_arguments(landmark, params, tmp_path / "policy"))
+    assert set(digests(tmp_path / "policy")) == {"policy.json", "policy.safetensors"}
+
+
+def test_interrupted_with_its_critics_and_resumed_equals_uninterrupted(
+    landmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = change(landmark, tmp_path / "params.yaml", "distill", critic="policy", **SMALL)
+    change(tmp_path, params, "training", checkpoint_every=3)
+    distill.main(distill_arguments(landmark, params, tmp_path / "whole"))
+    steps = iter(range(8))
+    loss = distill.distillation_loss
+
+    def interrupted(*given: Any) -> Any:
+        if next(steps) == 4:
+            raise KeyboardInterrupt
+        return loss(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "distillation_loss", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distill.main(distill_arguments(landmark, params, tmp_path / "resumed"))
+    assert not (tmp_path / "resumed").exists()
+    distill.main(distill_arguments(landmark, params, tmp_path / "resumed"))
+    assert "resumed at step 3 of 8" in capsys.readouterr().out
+    for end in ("", "-numbers"):
+        assert digests(tmp_path / f"whole{end}") == digests(tmp_path / f"resumed{end}")
+
+
+def test_critics_do_not_go_on_learning_for_nobody(landmark: Path, tmp_path: Path) -> None:
+    params = change(landmark, tmp_path / "p.yaml", "distill", critic="policy", q_term=False)
+    with pytest.raises(ConfigError, match=r"p.yaml: `distill.critic`: .*`distill.q_term`.*'policy'"):
+        distill.main(distill_arguments(landmark, params, tmp_path / "refused"))
 
 
 def test_diagnose_refuses_artifacts_of_other_agents(workspace: Path, tmp_path: Path) -> None:
