@@ -2,9 +2,10 @@
 
     python benchmarks/landmark.py --seeds 0 1 2
 
-All numbers of agents have the same nets, batches and steps. Prints two Markdown tables: of coverage (the game's
-reward per step, mean over 200 episodes that chose no parameter) with W2 and the bound of Prop. 4.3, and of the
-CPU time of a training step. Draws both into docs/images/landmark.png. Finished runs are kept and not repeated.
+All numbers of agents have the same nets, batches and steps. Prints two Markdown tables: of coverage (the
+game's reward per step, mean over 200 episodes that chose no parameter) with W2 and the bound of Prop. 4.3,
+and of the CPU time of a training step. Draws both into docs/images/landmark.png. Finished runs are kept and
+not repeated.
 """
 
 from __future__ import annotations
