@@ -32,9 +32,9 @@ repro: $(VENV)/.installed ## bring the pipeline up to date: dvc repro report
 serve: $(VENV)/.installed ## a local Prefect server and worker, until Ctrl-C
 	@exec python -m flows.serve
 
-# Side by side on two cores; each one's output in one piece, at its end.
+# Side by side on two cores; each one's output in one piece, at its end, where make is 4.0 or newer.
 test: $(VENV)/.installed-test ## lint, types and all tests
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check e2e unit
+	@$(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) check e2e unit
 
 unit: $(VENV)/.installed-test ## tests of single parts
 	@python -m pytest tests/unit tests/contract

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=[MAC_FLOW, *METHODS], default=[MAC_FLOW, *METHODS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workspace", type=Path, default=Path("build/baselines"))
-    parser.add_argument("--results", type=Path, default=Path("build/baselines/results.json"))
+    parser.add_argument("--results", type=Path, help="default: results.json in the workspace")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--hidden", default="256,256", help="widths of every baseline net's hidden layers")
@@ -68,7 +68,8 @@ def main() -> None:
     except ConfigError as error:
         parser.error(str(error))
     overrides = [yaml.safe_load(text) for text in arguments.parameters]
-    results: dict[str, Any] = read_json(arguments.results) if arguments.results.exists() else {}
+    out = arguments.results or arguments.workspace / "results.json"
+    results: dict[str, Any] = read_json(out) if out.exists() else {}
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for name in arguments.datasets:
             own = [parameters(name), *([REPETITIVE] if name.startswith(GAMES) else []), *overrides]
@@ -115,7 +116,7 @@ def main() -> None:
                 "settings": case.settings,
                 "methods": returns,
             }
-            write_json(arguments.results, results)
+            write_json(out, results)
     if not results:
         parser.error("`datasets`: none is named, and the file of results has none")
     print_table(results)
@@ -202,8 +203,12 @@ def command(*arguments: object) -> None:
 
 
 def mean_ranks(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return each method's rank by mean return, 1 the best and ties shared, averaged over datasets."""
-    methods = list(next(iter(results.values()))["methods"])
+    """Return each method's rank by mean return, 1 the best and ties shared, averaged over datasets.
+
+    Only methods that every dataset has are ranked.
+    """
+    first, *others = (found["methods"] for found in results.values())
+    methods = [method for method in first if all(method in other for other in others)]
     ranks = [
         stats.rankdata([-found["methods"][method]["mean"] for method in methods])
         for found in results.values()

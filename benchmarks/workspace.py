@@ -38,12 +38,21 @@ def make_workspace(
     reuse: Path | None = None,
     artifacts: Iterable[str] = (),
 ) -> Path:
-    """Write `params.yaml` (the repository's, then each override) and copy `artifacts` from `reuse`."""
+    """Write `params.yaml` (the repository's, then each override) and copy `artifacts` from `reuse`.
+
+    Raises:
+        FileExistsError: `folder` holds a run with other parameters, which would pass for the one asked for.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     for override in overrides:
         params = merged(params, override)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    text, file = yaml.safe_dump(params, sort_keys=False), folder / "params.yaml"
+    if file.exists() and file.read_text() != text:
+        raise FileExistsError(
+            f"{file}: of a run with other parameters; remove {folder} or name another --workspace"
+        )
+    file.write_text(text)
     for artifact in artifacts:
         if reuse is not None and not (folder / artifact).exists():
             shutil.copytree(reuse / artifact, folder / artifact)

@@ -25,6 +25,7 @@ from macflow.files import digest, read_json, write_json
 from macflow.training import baselines
 from macflow.training.baselines import RecordedSampler, TrainingSettings, load_baseline, train_baseline
 from macflow.types import BatchObs, ConfigError, DataError
+from workspace import make_workspace
 
 # Of a game of several steps, and of one with masks; both run in milliseconds.
 GAMES = {"game/landmark": "expert", "game/xor": "mixed"}
@@ -313,6 +314,15 @@ def test_benchmark_keeps_finished_runs_and_repeats_changed_ones(
     assert started == ["train", "evaluate"] * 2
 
 
+def test_a_run_with_other_parameters_does_not_pass_for_the_one_asked_for(tmp_path: Path) -> None:
+    for _ in range(2):
+        make_workspace(tmp_path / "run", {"distill": {"alpha": 1.0}})
+    before = (tmp_path / "run/params.yaml").read_bytes()
+    with pytest.raises(FileExistsError, match=r"run/params\.yaml: of a run with other parameters"):
+        make_workspace(tmp_path / "run", {"distill": {"alpha": 2.0}})
+    assert (tmp_path / "run/params.yaml").read_bytes() == before
+
+
 def test_benchmark_ranks_methods_and_checks_settings() -> None:
     def found(**means: float) -> dict[str, Any]:
         return {"methods": {method: {"mean": mean} for method, mean in means.items()}}
@@ -321,6 +331,8 @@ def test_benchmark_ranks_methods_and_checks_settings() -> None:
         {"a": found(bc=1.0, omiga=2.0, macql=0.0), "b": found(bc=3, omiga=3, macql=1)}
     )
     assert ranks == {"bc": 1.75, "omiga": 1.25, "macql": 3.0}
+    partial = {"a": found(bc=1.0, omiga=2.0, macql=0.0), "b": found(macql=3, bc=1)}
+    assert benchmark.mean_ranks(partial) == {"bc": 1.5, "macql": 1.5}
     assert benchmark.given_settings(["omiga.alpha=1", "bc.acting=sample"]) == {
         "omiga": {"alpha": "1"},
         "bc": {"acting": "sample"},
