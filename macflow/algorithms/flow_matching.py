@@ -45,7 +45,7 @@ def flow_matching_loss(
         loss = -masked_log_softmax(out, legal_actions).gather(-1, chosen).mean()
     else:
         error = (out - (actions - x0)).square()
-        loss = error.mean() if legal_actions is None else error[legal_actions].mean()
+        loss = mean_of_legal(error, legal_actions)
     return loss, {"loss": loss.detach()}
 
 
@@ -81,6 +81,14 @@ def sample_flow(
     if legal_actions is None:
         return x.clamp(-1.0, 1.0)
     return one_hot_of_best_legal(x, legal_actions)
+
+
+def mean_of_legal(errors: Tensor, legal_actions: Tensor | None) -> Tensor:
+    """Return the mean of errors (B, N, A) over the legal actions, or over all where None; scalar."""
+    if legal_actions is None:
+        return errors.mean()
+    # No selection by the mask, whose result's size a GPU would have to wait for.
+    return (errors * legal_actions).sum() / legal_actions.sum()
 
 
 def one_hot_of_best_legal(scores: Tensor, legal_actions: Tensor) -> Tensor:

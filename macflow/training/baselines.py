@@ -177,6 +177,7 @@ def train_baseline(
         checkpoint,
         CHECKPOINT_EVERY,
         LOG_EVERY,
+        period=learner.period,
     )
     manifest |= {"env": dataset.meta["env"], "source": dataset.meta["source"]}
     baseline = Baseline(dataset.spec, dataset.normalizer, learner.cpu(), manifest)

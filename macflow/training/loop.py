@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from macflow.training.checkpoint import CheckpointFile, TrainingState
+from macflow.training.graphs import GraphedStep
 from macflow.types import MacflowError
 
 # Seconds between progress lines where the output is no terminal.
@@ -36,6 +37,7 @@ def train(
     log_every: int,
     observe: Callable[[], dict[str, float]] | None = None,
     observe_every: int = 1,
+    period: int | None = 1,
 ) -> None:
     """Call `step` until `state.step` is `steps`, resuming from `checkpoint` where it fits.
 
@@ -44,6 +46,7 @@ def train(
         learning_rate: of the optimiser step that follows the given number of steps.
         observe: returns a row for `state.curves["diagnostics"]`, called every `observe_every`
             steps, before the first and after the last.
+        period: on a GPU, steps are replayed as `GraphedStep` says; None: all run as they are.
 
     Raises:
         TrainingDivergedError: naming the scalar and the steps between which it stopped being finite.
@@ -52,11 +55,12 @@ def train(
         print(f"{name}: resumed at step {state.step} of {steps}", flush=True)
     elif observe is not None:
         state.curves.setdefault("diagnostics", []).append({"step": 0} | observe())
+    if period is not None and state.generator.device.type == "cuda":
+        step = GraphedStep(step, state.generator, period)
     progress = _Progress(name, state.step, steps)
     sums: dict[str, Tensor | float] = dict(state.sums)
     while state.step < steps:
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.step)
+        _set_learning_rate(state.optimizer, learning_rate(state.step))
         for key, value in step().items():
             sums[key] = sums.get(key, 0.0) + value
         state.step += 1
@@ -78,6 +82,10 @@ def train(
 
 def adam(parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """Return the Adam optimiser of all stages; `train` sets its learning rate."""
+    device = parameters[0].device
+    if device.type == "cuda":
+        # A learning rate on the GPU, so that a recorded step follows its changes.
+        return torch.optim.Adam(parameters, lr=torch.zeros((), device=device), fused=True, capturable=True)
     return torch.optim.Adam(parameters, fused=True)
 
 
@@ -98,6 +106,14 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
 
 
 def write_curve(path: Path, rows: Sequence[dict[str, float]]) -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import baselines as benchmark
 from macflow import cli
 from macflow.algorithms.baselines.learner import Learner
 from macflow.algorithms.baselines.registry import METHODS
@@ -25,7 +24,6 @@ from macflow.files import digest, read_json, write_json
 from macflow.training import baselines
 from macflow.training.baselines import RecordedSampler, TrainingSettings, load_baseline, train_baseline
 from macflow.types import BatchObs, ConfigError, DataError
-from workspace import make_workspace
 
 # Of a game of several steps, and of one with masks; both run in milliseconds.
 GAMES = {"game/landmark": "expert", "game/xor": "mixed"}
@@ -290,56 +288,6 @@ def test_a_gpu_that_is_not_there_is_named(
         "--device", "cuda",
     )  # fmt: skip
     assert "`device`: is 'cuda', but torch finds no GPU here" in message
-
-
-def test_benchmark_keeps_finished_runs_and_repeats_changed_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[str] = []
-
-    def command(*arguments: object) -> None:
-        started.append(str(arguments[0]))
-        if arguments[0] == "evaluate":
-            write_json(Path(str(arguments[-1])), {"return_mean": 2.5})
-
-    monkeypatch.setattr(benchmark, "command", command)
-
-    def run_once(steps: int) -> float:
-        playing = {"episodes": 3, "seed": 5}
-        return benchmark.run_once(tmp_path, "bc", Path("data"), {"steps": steps}, playing, {})
-
-    assert [run_once(10), run_once(10)] == [2.5, 2.5]
-    assert started == ["train", "evaluate"]
-    run_once(20)
-    assert started == ["train", "evaluate"] * 2
-
-
-def test_a_run_with_other_parameters_does_not_pass_for_the_one_asked_for(tmp_path: Path) -> None:
-    for _ in range(2):
-        make_workspace(tmp_path / "run", {"distill": {"alpha": 1.0}})
-    before = (tmp_path / "run/params.yaml").read_bytes()
-    with pytest.raises(FileExistsError, match=r"run/params\.yaml: of a run with other parameters"):
-        make_workspace(tmp_path / "run", {"distill": {"alpha": 2.0}})
-    assert (tmp_path / "run/params.yaml").read_bytes() == before
-
-
-def test_benchmark_ranks_methods_and_checks_settings() -> None:
-    def found(**means: float) -> dict[str, Any]:
-        return {"methods": {method: {"mean": mean} for method, mean in means.items()}}
-
-    ranks = benchmark.mean_ranks(
-        {"a": found(bc=1.0, omiga=2.0, macql=0.0), "b": found(bc=3, omiga=3, macql=1)}
-    )
-    assert ranks == {"bc": 1.75, "omiga": 1.25, "macql": 3.0}
-    partial = {"a": found(bc=1.0, omiga=2.0, macql=0.0), "b": found(macql=3, bc=1)}
-    assert benchmark.mean_ranks(partial) == {"bc": 1.5, "macql": 1.5}
-    assert benchmark.given_settings(["omiga.alpha=1", "bc.acting=sample"]) == {
-        "omiga": {"alpha": "1"},
-        "bc": {"acting": "sample"},
-    }
-    for text, part in (("omiga.beta=1", "known are"), ("alpha=1", "METHOD.NAME"), ("x.y=1", "`method`")):
-        with pytest.raises(ConfigError, match=part):
-            benchmark.given_settings([text])
 
 
 def test_evaluation_refuses_what_does_not_fit(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from macflow.nets.stacked import StackedMLP
 from macflow.training.checkpoint import CheckpointFile, TrainingState
-from macflow.training.loop import TrainingDivergedError, adam, learning_rate_of, train, write_curve
+from macflow.training.loop import TrainingDivergedError, adam, descend, learning_rate_of, train, write_curve
 
 
 class Interrupted(Exception):
@@ -141,3 +141,38 @@ def test_non_finite_loss_is_refused_with_its_name_and_steps(tmp_path: Path) -> N
             10,
             5,
         )
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs an NVIDIA GPU: docs/benchmarks.md has its last run"
+)
+@pytest.mark.parametrize("stop_after", [None, 3, 11])
+@pytest.mark.parametrize("period", [1, 2])
+def test_replayed_steps_on_a_gpu_equal_ordinary_ones(
+    tmp_path: Path, stop_after: int | None, period: int
+) -> None:
+    def trained(replayed: int | None, steps: int) -> TrainingState:
+        net = StackedMLP(2, 3, [16], 1, torch.Generator().manual_seed(0), layer_norm=True).cuda()
+        generator = torch.Generator("cuda").manual_seed(1)
+        optimizer = adam(list(net.parameters()))
+        state = TrainingState({"net": net}, optimizer, generator)
+
+        def step() -> dict[str, Tensor]:
+            x = torch.randn(2, 32, 3, generator=generator, device="cuda") * (1 + state.step % period)
+            loss = (net(x) - x.sum(dim=-1, keepdim=True)).square().mean()
+            descend(optimizer, loss)
+            return {"loss": loss.detach()}
+
+        rate = learning_rate_of("cosine", 0.01, 30)
+        checkpoint = CheckpointFile(tmp_path / f"{replayed}.safetensors", "same")
+        train("net", state, steps, step, rate, checkpoint, 2, 5, period=replayed)
+        return state
+
+    ordinary = trained(None, 30)
+    if stop_after is not None:
+        trained(period, stop_after)
+    replayed = trained(period, 30)
+    for a, b in zip(*(state.modules["net"].parameters() for state in (ordinary, replayed)), strict=True):
+        assert torch.equal(a, b)
+    if stop_after is None:
+        assert ordinary.curves == replayed.curves

@@ -28,7 +28,7 @@ from macflow.algorithms.baselines.learner import (
     RecordedBatch,
 )
 from macflow.algorithms.baselines.parts import factored_critic
-from macflow.algorithms.flow_matching import one_hot_of_best_legal
+from macflow.algorithms.flow_matching import mean_of_legal, one_hot_of_best_legal
 from macflow.algorithms.igm_critic import polyak_update, td_target
 from macflow.nets.velocity import VelocityField
 from macflow.types import MultiAgentSpec
@@ -146,8 +146,7 @@ class Diffusion(Learner):
         x = signal * batch.actions + spread * eps
         out = self.net((level / NOISE_LEVELS).unsqueeze(1), batch.obs, x)
         error = (out - (signal * eps - spread * batch.actions)).square()
-        loss: Tensor = error.mean() if batch.legal_actions is None else error[batch.legal_actions].mean()
-        return loss
+        return mean_of_legal(error, batch.legal_actions)
 
     def _time(self, level: int, x: Tensor) -> Tensor:
         return torch.full((len(x), 1), level / NOISE_LEVELS, dtype=x.dtype, device=x.device)

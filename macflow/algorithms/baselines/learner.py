@@ -80,6 +80,8 @@ class Learner(nn.Module):
     noises: int = 1
     # Whether `act` looks at the state; as a rule only training does.
     acts_on_state: bool = False
+    # Steps after which what a step does repeats.
+    period: int = 1
 
     def losses(
         self, batch: RecordedBatch, generator: torch.Generator

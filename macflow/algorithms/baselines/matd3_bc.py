@@ -62,12 +62,16 @@ class MATD3BC(Learner):
         self.critic = CentralCritic(*sizes, settings.sees, settings.ensemble, hidden, generator)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.period = settings.policy_delay
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        # `steps` as a number that no GPU has to be asked for; None before the first step.
+        self.taken: int | None = None
 
     def losses(
         self, batch: RecordedBatch, generator: torch.Generator
     ) -> tuple[list[Loss], dict[str, Tensor]]:
         """Return the critics' TD error and, every `policy_delay` steps, the policies' loss."""
+        self.taken = (int(self.steps) if self.taken is None else self.taken) + 1
         self.steps += 1
         candidates = self._next_actions(batch, generator).unsqueeze(1)
         y = td_target(self.target_critic, batch, candidates, self.settings.discount, "min")
@@ -93,7 +97,7 @@ class MATD3BC(Learner):
         return out if legal_actions is None else one_hot_of_best_legal(out, legal_actions)
 
     def _policy_moves(self) -> bool:
-        return int(self.steps) % self.settings.policy_delay == 0
+        return self.taken is not None and self.taken % self.settings.policy_delay == 0
 
     @torch.no_grad()
     def _next_actions(self, batch: RecordedBatch, generator: torch.Generator) -> Tensor:
