@@ -43,6 +43,7 @@ SETTINGS: dict[str, Any] = {
     "critic": {"next_action": "flow", "hidden": [64, 64], "steps": 3000, "batch_size": 16},
     "distill": {
         "alpha": 3.0,
+        "critic": "frozen",
         # Who takes which landmark is the joint noise's choice: without it agents meet at one.
         "noise": "common",
         "hidden": [64, 64],

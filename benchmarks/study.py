@@ -85,9 +85,10 @@ def main() -> None:
         check(study, datasets, names, arguments.seeds)
     except MacflowError as error:
         parser.error(str(error))
-    workers = ProcessPoolExecutor(
-        arguments.jobs, multiprocessing.get_context("spawn"), initializer=begin_worker
-    )
+    # For the processes that run stages: the project's own sources, whatever is installed.
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    workers = ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn"))
     failed = []
     with workers, ThreadPoolExecutor(2 * arguments.jobs) as pool:
         store = Store(workspace, workers)
@@ -268,12 +269,6 @@ class Store:
             return self.running.setdefault(folder.name, Lock())
 
 
-def begin_worker() -> None:
-    """Load what every stage needs, once for all that this process will run."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    sys.path.insert(0, str(ROOT))
-
-
 def link_folder(source: Path, target: Path) -> None:
     """Make `target` a copy of `source` that shares its files, unless it is there; whole or not at all."""
     if target.exists():
@@ -387,7 +382,7 @@ def mean_ranks(results: Mapping[str, Any], order: Sequence[str]) -> dict[str, fl
     Only variants that every dataset has are ranked.
     """
     names = [name for name in order if all(name in variants for variants in results.values())]
-    if not names:
+    if not results or not names:
         return {}
     ranks = [
         stats.rankdata([-np.mean([run["return"] for run in variants[name].values()]) for name in names])
