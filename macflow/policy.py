@@ -16,9 +16,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from macflow.actions import decode_actions
 from macflow.algorithms.distillation import masked_log_softmax
@@ -27,6 +25,7 @@ from macflow.data.normalizer import Normalizer
 from macflow.files import read_json, write_json
 from macflow.nets.critic import AgentValues, Aggregate, OwnValues
 from macflow.nets.policy import Noise, OneStepPolicy, Sharing
+from macflow.nets.weights import load_weights, save_weights
 from macflow.types import ActionArray, BoolArray, DataError, FloatArray, MultiAgentSpec, Seen
 
 SCHEMA_VERSION = 3
@@ -265,7 +264,7 @@ def save_policy(
     manifest: Mapping[str, Any],
 ) -> None:
     """Write the bundle; `manifest` adds environment, parameters, provenance."""
-    _save_weights(folder / "policy.safetensors", net)
+    save_weights(folder / "policy.safetensors", net)
     content: dict[str, Any] = {
         "spec": spec.to_dict(),
         "normalizer": normalizer.to_dict(),
@@ -278,12 +277,8 @@ def save_policy(
             "hidden": list(values.agents.hidden),
             "aggregate": values.aggregate,
         }
-        _save_weights(folder / "values.safetensors", values)
+        save_weights(folder / "values.safetensors", values)
     write_json(folder / "policy.json", {"schema_version": SCHEMA_VERSION} | content | dict(manifest))
-
-
-def _save_weights(file: Path, net: nn.Module) -> None:
-    save_file({key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}, file)
 
 
 def load_policy(path: str | Path, seed: int = 0) -> Policy:
@@ -318,9 +313,9 @@ def load_policy(path: str | Path, seed: int = 0) -> Policy:
             values = _build_values(spec, **manifest["values"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder / 'policy.json'}: not a policy manifest: {error!r}") from None
-    _load_weights(folder / "policy.safetensors", net)
+    load_weights(folder / "policy.safetensors", net)
     if values is not None:
-        _load_weights(folder / "values.safetensors", values)
+        load_weights(folder / "values.safetensors", values)
     return Policy(spec, normalizer, net, acting, values, manifest, seed)
 
 
@@ -331,14 +326,6 @@ def _build_values(
         spec.n_agents, spec.obs_size, spec.action_size, spec.discrete, ensemble, hidden, torch.Generator()
     )
     return OwnValues(agents, aggregate)
-
-
-def _load_weights(file: Path, net: nn.Module) -> None:
-    try:
-        net.load_state_dict(load_file(file))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise DataError(f"{file}: not the weights of this policy: {error}") from None
-    net.requires_grad_(False)
 
 
 def build_policy(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 import torch
 
-import macflow
 from macflow.config import TrainingParams, load_section
 from macflow.files import digest
 from macflow.training.checkpoint import CheckpointFile
+from macflow.training.reproducible import code_digest, prepare_torch
 from macflow.types import ConfigError
 
 CHECKPOINTS = Path(".macflow/checkpoints")
@@ -52,19 +51,14 @@ def begin_training(
         raise ConfigError(
             f"{params_file}: `training.device` is 'cuda', but torch finds no GPU here; use 'cpu'"
         )
-    # Without it cuBLAS refuses to compute deterministically; read when the GPU is first used.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_num_threads(params.threads)
-    torch.use_deterministic_algorithms(True)
-    # Denormals make a CPU step several times slower once a net's activations have saturated.
-    torch.set_flush_denormal(True)
+    prepare_torch(params.threads)
     device = torch.device(params.device)
     manifest = {
         "params": {"training": params.model_dump(mode="json")}
         | {name: dict(section) for name, section in sections.items()},
         "made_from": {str(path): digest(path) for path in inputs.values()},
     }
-    fingerprint = {"stage": stage, "torch": torch.__version__, "code": _code_digest()} | manifest
+    fingerprint = {"stage": stage, "torch": torch.__version__, "code": code_digest()} | manifest
     checkpoint = CheckpointFile(
         CHECKPOINTS / f"{stage}.safetensors",
         hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest(),
@@ -86,10 +80,3 @@ def add_artifact_arguments(parser: argparse.ArgumentParser, *inputs: str) -> Non
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--plots", type=Path, required=True, help="folder of curves to write")
-
-
-def _code_digest() -> str:
-    # A checkpoint made by other code must not be continued.
-    root = Path(macflow.__file__).parent
-    files = sorted(root.rglob("*.py"))
-    return hashlib.sha256("".join(f"{f.relative_to(root)}{digest(f)}" for f in files).encode()).hexdigest()

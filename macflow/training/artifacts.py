@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from macflow.actions import decode_actions
@@ -28,6 +28,7 @@ from macflow.nets.critic import (
     aggregate_ensemble,
 )
 from macflow.nets.velocity import AttentionVelocityField, Field, VelocityField
+from macflow.nets.weights import load_weights, save_weights
 from macflow.policy import EpisodeNoise
 from macflow.types import ActionArray, DataError, MultiAgentSpec, Seen
 
@@ -126,7 +127,7 @@ class TeacherArtifact:
 
 def save_flow(folder: Path, flow: FlowArtifact, manifest: dict[str, Any]) -> None:
     """Write flow.safetensors and flow.json; `manifest` adds parameters and provenance."""
-    _save_module(folder / "flow.safetensors", flow.field)
+    save_weights(folder / "flow.safetensors", flow.field)
     content = {"spec": flow.spec.to_dict(), "normalizer": flow.normalizer.to_dict()}
     write_json(folder / "flow.json", {"schema_version": SCHEMA_VERSION} | content | manifest)
 
@@ -137,7 +138,7 @@ def load_flow(folder: Path) -> FlowArtifact:
     spec = MultiAgentSpec.from_dict(manifest["spec"])
     params = manifest["params"]["flow"]
     field = build_field(spec, params["scope"], params["arch"], params["hidden"], torch.Generator())
-    _load_module(folder / "flow.safetensors", field)
+    load_weights(folder / "flow.safetensors", field)
     normalizer = Normalizer.from_dict(manifest["normalizer"])
     return FlowArtifact(spec, normalizer, field, params["objective"], params["euler_steps"])
 
@@ -161,7 +162,7 @@ def build_field(
 
 def save_critic(folder: Path, artifact: CriticArtifact, manifest: dict[str, Any]) -> None:
     """Write critic.safetensors and critic.json."""
-    _save_module(folder / "critic.safetensors", artifact.critic)
+    save_weights(folder / "critic.safetensors", artifact.critic)
     content = {"spec": artifact.spec.to_dict(), "reward_scale": artifact.reward_scale}
     write_json(folder / "critic.json", {"schema_version": SCHEMA_VERSION} | content | manifest)
 
@@ -174,7 +175,7 @@ def load_critic(folder: Path) -> CriticArtifact:
     critic = build_critic(
         spec, params["mixer"], params["sees"], params["ensemble"], params["hidden"], torch.Generator()
     )
-    _load_module(folder / "critic.safetensors", critic)
+    load_weights(folder / "critic.safetensors", critic)
     return CriticArtifact(
         spec, critic, params["aggregate"], params["discount"], manifest["reward_scale"], params
     )
@@ -228,18 +229,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path}: `schema_version` must be {SCHEMA_VERSION}, received {manifest.get('schema_version')!r}"
         )
     return manifest
-
-
-def _save_module(path: Path, module: nn.Module) -> None:
-    save_file({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, path)
-
-
-def _load_module(path: Path, module: nn.Module) -> None:
-    try:
-        module.load_state_dict(_load_tensors(path))
-    except RuntimeError as error:
-        raise DataError(f"{path}: weights do not fit the manifest beside them: {error}") from None
-    module.requires_grad_(False)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import macflow
 from macflow.actions import decode_actions
 from macflow.algorithms.baselines.learner import Learner, RecordedBatch
 from macflow.algorithms.baselines.registry import METHODS, find_method, settings_of
@@ -28,9 +24,11 @@ from macflow.data.normalizer import Normalizer
 from macflow.data.prepared import load_prepared
 from macflow.data.sampler import TransitionSampler
 from macflow.files import digest, read_json, replace_directory, write_json
+from macflow.nets.weights import load_weights, save_weights
 from macflow.policy import EpisodeNoise
 from macflow.training.checkpoint import CheckpointFile, TrainingState
 from macflow.training.loop import adam, learning_rate_of, train, write_curve
+from macflow.training.reproducible import code_digest, prepare_torch
 from macflow.types import ActionArray, Batch, ConfigError, DataError, MultiAgentSpec, Seen
 
 SCHEMA_VERSION = 1
@@ -146,7 +144,7 @@ def train_baseline(
     """
     own = settings_of(method, given)
     _check_replaceable(out)
-    _prepare_torch(settings.threads)
+    prepare_torch(settings.threads)
     dataset = load_prepared(data)
     device = torch.device(settings.device)
     learner = find_method(method).learner(
@@ -189,8 +187,7 @@ def train_baseline(
 
 def save_baseline(folder: Path, baseline: Baseline) -> None:
     """Write baseline.safetensors and baseline.json."""
-    tensors = {key: value.detach().contiguous() for key, value in baseline.learner.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS_FILE)
+    save_weights(folder / WEIGHTS_FILE, baseline.learner)
     content = {"spec": baseline.spec.to_dict(), "normalizer": baseline.normalizer.to_dict()}
     write_json(folder / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION} | content | dict(baseline.manifest))
 
@@ -215,12 +212,7 @@ def load_baseline(folder: Path) -> Baseline:
         learner = method.learner(spec, own, tuple(manifest["training"]["hidden"]), torch.Generator())
     except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as error:
         raise DataError(f"{file}: not a baseline manifest: {error!r}") from None
-    weights = folder / WEIGHTS_FILE
-    try:
-        learner.load_state_dict(load_file(weights))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise DataError(f"{weights}: not the weights of this baseline: {error}") from None
-    learner.requires_grad_(False)
+    load_weights(folder / WEIGHTS_FILE, learner)
     return Baseline(spec, normalizer, learner, manifest)
 
 
@@ -229,18 +221,7 @@ def _check_replaceable(out: Path) -> None:
         raise DataError(f"{out}: already there, and not a baseline; choose a new folder")
 
 
-def _prepare_torch(threads: int) -> None:
-    # Without it cuBLAS refuses to compute deterministically; read when the GPU is first used.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    # Denormals make a CPU step several times slower once a net's activations have saturated.
-    torch.set_flush_denormal(True)
-
-
 def _fingerprint(manifest: Mapping[str, Any]) -> str:
     # A checkpoint made by other code, data or settings must not be continued.
-    root = Path(macflow.__file__).parent
-    code = [f"{file.relative_to(root)}{digest(file)}" for file in sorted(root.rglob("*.py"))]
-    whole = {"torch": torch.__version__, "code": code} | dict(manifest)
+    whole = {"torch": torch.__version__, "code": code_digest()} | dict(manifest)
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
