@@ -30,6 +30,7 @@ from macflow.training.artifacts import (
     TeacherArtifact,
     build_critic,
     build_field,
+    followed_critic,
     load_critic,
     load_flow,
     save_critic,
@@ -266,15 +267,16 @@ def distill_arguments(root: Path, params: Path, out: Path, **changed: Path) -> a
     return made
 
 
+@pytest.mark.parametrize("critics", ["frozen", "policy"])
 def test_distill_gives_agents_their_own_critics_to_choose_by(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, critics: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small = {"hidden": [16], "steps": 4, "batch_size": 8, "diagnose_every": 4}
-    params = change(workspace, tmp_path / "chosen.yaml", "distill", best_of=3, **small)
+    params = change(workspace, tmp_path / "chosen.yaml", "distill", best_of=3, critic=critics, **small)
     distill.main(distill_arguments(workspace, params, tmp_path / "chosen"))
     policy = load_policy(tmp_path / "chosen")
-    critic = load_critic(workspace / "critic")
+    critic = load_critic(followed_critic(tmp_path / "chosen", workspace / "critic"))
     own = critic.own_values()
     assert policy.acting == Acting(1.0, 3)
     assert policy.values is not None

@@ -75,7 +75,7 @@ def test_a_study_runs_tabulates_draws_and_repeats_nothing(
         "variants": {
             "all": {},
             "alpha 0": {"distill": {"alpha": 0.0}},
-            "best": {"grid": [{"distill": {"alpha": 0.0}}, {"distill": {"alpha": 0.1}}]},
+            "best": {"grid": [{"distill": {"alpha": 0.0}}, {"distill": {"alpha": 0.03}}]},
             "cloned": {
                 "baseline": {"method": "bc"},
                 "grid": [{"baseline": {"settings": {"acting": "sample"}}}],
