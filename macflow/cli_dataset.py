@@ -176,7 +176,6 @@ def import_dataset(
     A dataset that breaks a rule of the validation is refused. Name the new folder as `prepare.raw`
     in params.yaml to train on it.
     """
-    from macflow.data.expectations import load_ahead
     from macflow.data.importers.imported import write_imported
 
     _refuse_foreign(
@@ -202,7 +201,6 @@ def import_dataset(
         raise ConfigError(f"`--env-kwarg`: needs `--env` (received {', '.join(sorted(kwargs))})")
     chosen = None if env is None else _environment(env, kwargs)
     env_spec = None if chosen is None else chosen.spec
-    load_ahead()
     if source_format is ImportFormat.minari:
         from macflow.data.importers.minari_ids import read_minari_source
 

@@ -7,13 +7,11 @@ where flags take a second.
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
@@ -362,13 +360,6 @@ def _assert_false(table: str, frame: pl.DataFrame, columns: Sequence[str]) -> di
             error = "" if single.result else _exception(single.exception_info)
             outcomes[str(config.kwargs["column"])] = (bool(single.success), error)
     return outcomes
-
-
-def load_ahead() -> None:
-    """Begin to load Great Expectations, which takes seconds, while the dataset is being read."""
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    # A reader that refuses its dataset does not wait for it.
-    Thread(target=importlib.import_module, args=("great_expectations",), daemon=True).start()
 
 
 def _run_suite(table: str, flags: pd.DataFrame, columns: Sequence[str]) -> Sequence[Any]:

@@ -7,14 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from macflow.config import PrepareParams, load_section
-from macflow.data.expectations import (
-    Limits,
-    Validation,
-    load_ahead,
-    refuse_structure,
-    validate,
-    write_reports,
-)
+from macflow.data.expectations import Limits, Validation, refuse_structure, validate, write_reports
 from macflow.data.hdf5_reader import StructureError
 from macflow.data.minari_metadata import find_dataset, read_metadata
 from macflow.data.minari_store import read_minari_rows
@@ -27,7 +20,6 @@ from macflow.types import DataError
 def main(arguments: argparse.Namespace) -> None:
     """Check a Minari dataset and write its canonical form; refuse it with code 1 if a check fails."""
     params = load_section(arguments.params, "prepare", PrepareParams)
-    load_ahead()
     limits = Limits(params.max_abs_reward, params.max_abs_observation, params.max_duplicate_fraction)
     try:
         rows, spec, meta = read_minari_rows(arguments.raw)
