@@ -132,6 +132,11 @@ def check(
 ) -> None:
     """Raise `ConfigError` where a run has an unknown dataset, variant, setting or value."""
     known = study["variants"]
+    if "seed" in study.get("params", {}).get("evaluate", {}) and any("grid" in known[name] for name in known):
+        raise ConfigError(
+            "`params.evaluate.seed`: would judge a `grid` on the episodes that choose from it; leave it out "
+            f"(received {study['params']['evaluate']['seed']})"
+        )
     for variant in variants:
         if variant not in known:
             raise ConfigError(f"`--variants`: must be of {', '.join(known)} (received {variant!r})")

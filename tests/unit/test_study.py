@@ -13,6 +13,7 @@ import yaml
 import coverage
 import study
 from macflow.files import read_json
+from macflow.types import ConfigError
 from workspace import ROOT, make_workspace
 
 TINY: dict[str, Any] = {
@@ -141,6 +142,16 @@ def test_a_study_refuses_what_cannot_run_before_it_runs(
 def test_every_study_of_the_repository_can_run(file: Path) -> None:
     content = yaml.safe_load(file.read_text())
     study.check(content, content["datasets"], list(content["variants"]), [0])
+
+
+def test_a_grid_is_not_judged_on_the_episodes_that_choose_from_it() -> None:
+    content = {
+        "params": {"evaluate": {"seed": 3}},
+        "variants": {"best": {"grid": [{}, {"flow": {"steps": 1}}]}},
+    }
+    with pytest.raises(ConfigError, match=r"`params\.evaluate\.seed`: .*\(received 3\)"):
+        study.check(content, ["mpe-spread/medium"], ["best"], [0])
+    study.check(content | {"params": {}}, ["mpe-spread/medium"], ["best"], [0])
 
 
 def test_data_of_ones_own_are_not_recorded() -> None:
