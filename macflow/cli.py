@@ -1,4 +1,4 @@
-"""The `macflow` command: environments and evaluation here, data and baselines in `cli_*`.
+"""The `macflow` command: environments and evaluation here, the rest in `cli_*`.
 
 What a command needs is imported when it runs, so that `macflow --help` answers at once.
 """
@@ -9,15 +9,14 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from macflow import cli_baseline, cli_dataset
-from macflow.cli_common import AsJson, EnvKwargs, describe_agents, parse_kwargs, print_json
-from macflow.types import ConfigError, DataError, MacflowError
+from macflow import cli_baseline, cli_dataset, cli_run
+from macflow.cli_common import AsJson, EnvKwargs, check_fit, chosen_env, parse_kwargs, print_json
+from macflow.types import MacflowError
 
 EVALUATED_TOGETHER = 50
 # Fewer episodes are played before a second process has started.
@@ -29,6 +28,7 @@ Examples:
   macflow envs
   macflow dataset show data/prepared
   macflow evaluate models/policy --episodes 200
+  macflow run models/policy --episodes 10
   macflow dataset list --available
   macflow dataset record mpe-spread/expert --out my-data
 
@@ -46,6 +46,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_dataset.app, name="dataset")
 app.add_typer(cli_baseline.app, name="baseline")
+app.command()(cli_run.run)
 
 
 def main() -> None:
@@ -136,17 +137,12 @@ def evaluate(
     # A batch this small gains nothing from more threads, and waits for them where cores are busy.
     torch.set_num_threads(1)
     policy = load_policy(path)
-    env_id, kwargs = _chosen_env(policy.manifest.get("env"), env, parse_kwargs(env_kwarg), path)
+    env_id, kwargs = chosen_env(policy.manifest.get("env"), env, parse_kwargs(env_kwarg), path)
     reference = reference_returns(env_id, kwargs)
     workers = 2 if episodes >= EPISODES_WORTH_A_WORKER and (os.cpu_count() or 1) > 1 else 1
     environment = make_env(env_id, kwargs, copies(env_id, min(EVALUATED_TOGETHER, episodes)), workers)
     try:
-        # Policies act without the state, which imported data may have in another form.
-        if replace(environment.spec, state_size=policy.spec.state_size) != policy.spec:
-            raise DataError(
-                f"{path}: the policy is for {describe_agents(policy.spec)}; {env_id} has "
-                f"{describe_agents(environment.spec)}. Choose another with --env and --env-kwarg"
-            )
+        check_fit(path, policy.spec, env_id, environment.spec)
         result = rollout(environment, policy.actor(), episodes, seed)
     finally:
         environment.close()
@@ -171,17 +167,6 @@ def evaluate(
             "mean length": f"{found['length_mean']:.1f} steps",
         }
     )
-
-
-def _chosen_env(
-    stored: Mapping[str, Any] | None, env: str | None, kwargs: dict[str, Any], path: Path
-) -> tuple[str, dict[str, Any]]:
-    """Take the environment from the bundle unless another is named; keywords given here win."""
-    if stored is not None and env in (None, stored["id"]):
-        return str(stored["id"]), {**stored["kwargs"], **kwargs}
-    if env is None:
-        raise ConfigError(f"{path}: names no environment; choose one with --env (see `macflow envs`)")
-    return env, kwargs
 
 
 def _agent_count(env_id: str, kwargs: Mapping[str, Any]) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from macflow.types import ConfigError
+from macflow.types import ConfigError, DataError
 
 if TYPE_CHECKING:
     from macflow.types import MultiAgentSpec
@@ -32,6 +34,27 @@ def parse_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             kwargs[name] = value
     return kwargs
+
+
+def chosen_env(
+    stored: Mapping[str, Any] | None, env: str | None, kwargs: dict[str, Any], path: Path
+) -> tuple[str, dict[str, Any]]:
+    """Take the environment from the bundle unless another is named; keywords given here win."""
+    if stored is not None and env in (None, stored["id"]):
+        return str(stored["id"]), {**stored["kwargs"], **kwargs}
+    if env is None:
+        raise ConfigError(f"{path}: names no environment; choose one with --env (see `macflow envs`)")
+    return env, kwargs
+
+
+def check_fit(path: Path, policy: MultiAgentSpec, env_id: str, env: MultiAgentSpec) -> None:
+    """Raise `DataError` where the policy at `path` is for other agents than the environment's."""
+    # Policies act without the state, which imported data may have in another form.
+    if replace(env, state_size=policy.state_size) != policy:
+        raise DataError(
+            f"{path}: the policy is for {describe_agents(policy)}; {env_id} has {describe_agents(env)}. "
+            "Choose another with --env and --env-kwarg"
+        )
 
 
 def describe_agents(spec: MultiAgentSpec) -> str:

@@ -190,6 +190,57 @@ class EvaluateParams(Section):
     workers: Positive
 
 
+class ChangeParams(Section):
+    """The environment's becoming another while agents learn in it."""
+
+    # Environment steps after which episodes are played with these keywords on top of the data's.
+    after: Positive
+    kwargs: Annotated[dict[str, Any], Field(min_length=1)]
+    # true: what was recorded or played before is left out of batches from then on.
+    forget: bool
+
+
+class FinetuneParams(Section):
+    # offline: from the offline policies and critics. scratch: from random weights, to compare with.
+    start: Literal["offline", "scratch"]
+    # Steps of the environment to learn from; the last episodes are played to their end.
+    env_steps: Positive
+    # Episodes played together between gradient steps.
+    n_envs: Positive
+    # Of the first online episode.
+    seed: Natural
+    # Gradient steps per environment step, after the first `warm_up` environment steps.
+    updates_per_step: PositiveFloat
+    warm_up: Natural
+    batch_size: Positive
+    learning_rate: PositiveFloat
+    # Share of each batch that is recorded data; the rest was played online.
+    offline_fraction: Annotated[float, Field(ge=0, lt=1)]
+    # The newest transitions played online that batches are drawn from.
+    replay_size: Positive
+    # Weight of the distillation term at the beginning and at the end; between them it changes linearly.
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    alpha_last: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    # On top of the policies' own noise. Continuous: standard deviation, actions from -1 to 1; discrete:
+    # probability of a uniform legal action.
+    action_noise: Fraction
+    # refreshed: the flow goes on learning to imitate, now also what is played.
+    flow: Literal["frozen", "refreshed"]
+    # Environment steps between evaluations, by which the guard keeps the best policies.
+    # Their episodes are their own.
+    evaluate_every: Positive
+    evaluate_episodes: Annotated[int, Field(ge=2)]
+    evaluate_seed: Natural
+    change: ChangeParams | None
+
+    @field_validator("warm_up")
+    @classmethod
+    def _something_is_learnt(cls, warm_up: int, info: ValidationInfo) -> int:
+        if warm_up >= info.data.get("env_steps", warm_up + 1):
+            raise ValueError("must be fewer than `finetune.env_steps`, or nothing is learnt")
+        return warm_up
+
+
 class DiagnoseParams(Section):
     # States, and joint actions per state, of the optimal-transport and bound estimates.
     states: Positive
@@ -223,6 +274,7 @@ class Params(Section):
     distill: DistillParams
     evaluate: EvaluateParams
     diagnose: DiagnoseParams
+    finetune: FinetuneParams
     report: ReportParams
 
 

@@ -1,6 +1,10 @@
-"""Random batches of transitions out of a prepared dataset held in memory."""
+"""Random batches of transitions held in memory: those of a prepared dataset, and those that still come in."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +12,8 @@ from torch import Tensor
 from macflow.actions import encode_actions
 from macflow.data.normalizer import Normalizer
 from macflow.data.prepared import PreparedDataset
-from macflow.types import Batch
+from macflow.data.rows import EpisodeRows
+from macflow.types import Batch, MultiAgentSpec
 
 
 class TransitionSampler:
@@ -53,3 +58,58 @@ class TransitionSampler:
             legal_actions=None if legal is None else legal.index_select(0, rows),
             next_legal_actions=None if legal is None else legal.index_select(0, following),
         )
+
+
+class ReplaySampler(TransitionSampler):
+    """Transitions that come in while training goes on, of which the newest are drawn from."""
+
+    def __init__(
+        self, spec: MultiAgentSpec, normalizer: Normalizer, capacity: int, device: torch.device
+    ) -> None:
+        """Begin empty; `capacity` is the number of transitions that batches are drawn from."""
+        n, a = spec.n_agents, spec.action_size
+        self.spec = spec
+        self.normalizer = normalizer
+        self.capacity = capacity
+        self.train_rows = torch.zeros(0, dtype=torch.int64, device=device)
+        self.obs = torch.zeros((0, n, spec.obs_size), device=device)
+        self.state = torch.zeros((0, spec.state_size), device=device)
+        self.actions = torch.zeros((0, n, a), device=device)
+        self.reward = torch.zeros(0, device=device)
+        self.bootstrap_mask = torch.zeros(0, device=device)
+        self.legal_actions = (
+            torch.zeros((0, n, a), dtype=torch.bool, device=device) if spec.discrete else None
+        )
+
+    def append(self, rows: EpisodeRows) -> None:
+        """Take in episodes, in raw units."""
+        device = self.obs.device
+
+        def longer(held: Tensor, fresh: Tensor) -> Tensor:
+            return torch.cat([held, fresh.to(device)])
+
+        rewards = torch.from_numpy(rows.rewards).mean(dim=1) / self.normalizer.reward_scale
+        terminated = torch.from_numpy(rows.terminated)
+        first = len(self.obs)
+        newest = longer(self.train_rows, torch.from_numpy(rows.train_rows) + first)
+        self.train_rows = newest[-self.capacity :]
+        self.obs = longer(self.obs, self.normalizer.normalize_obs(torch.from_numpy(rows.obs)))
+        self.state = longer(self.state, self.normalizer.normalize_state(torch.from_numpy(rows.state)))
+        self.actions = longer(self.actions, encode_actions(self.spec, torch.from_numpy(rows.actions)))
+        self.reward = longer(self.reward, rewards)
+        self.bootstrap_mask = longer(self.bootstrap_mask, (~terminated).to(torch.float32))
+        if self.legal_actions is not None and rows.legal_actions is not None:
+            self.legal_actions = longer(self.legal_actions, torch.from_numpy(rows.legal_actions))
+
+    def forget(self) -> None:
+        """Draw from none of the transitions that came in so far."""
+        self.train_rows = self.train_rows[:0]
+
+
+def join_batches(batches: Sequence[Batch]) -> Batch:
+    """Return one batch of all transitions; `rows` still are those of the samplers that they came from."""
+    joined: dict[str, Any] = {}
+    for field in fields(Batch):
+        parts = [getattr(batch, field.name) for batch in batches]
+        joined[field.name] = None if parts[0] is None else torch.cat(parts)
+    return Batch(**joined)

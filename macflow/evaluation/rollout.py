@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -78,6 +79,21 @@ def _wave(env: Environment, actor: Actor, first_seed: int) -> RolloutResult:
         seen = step
     late = first_seed + int(running.argmax())
     raise DataError(f"episode of seed {late} did not end within `max_steps` = {env.max_steps} steps")
+
+
+def returns_table(results: Mapping[str, RolloutResult]) -> pl.DataFrame:
+    """Return actor, episode, return and length, a row per episode of each actor."""
+    return pl.concat(
+        pl.DataFrame(
+            {
+                "actor": [name] * len(result.returns),
+                "episode": np.arange(len(result.returns)),
+                "return": result.returns,
+                "length": result.lengths,
+            }
+        )
+        for name, result in results.items()
+    )
 
 
 def record_gif(env: Environment, actor: Actor, seed: int, path: Path) -> None:

@@ -165,7 +165,7 @@ def returns_chart(content: Content) -> Chart:
         f"Highest: {best['who'].lower()}, {best['label']}."
     )
     chart = alt.layer(*layers).properties(height=56 * len(rows), width="container")
-    return Chart("returns", "Returns", caption, _spec(chart))
+    return Chart("returns", "Returns", caption, spec_of(chart))
 
 
 def histogram(key: str, title: str, unit: str, rows: Sequence[Row], summary: Distribution) -> Chart:
@@ -196,7 +196,7 @@ def histogram(key: str, title: str, unit: str, rows: Sequence[Row], summary: Dis
         f"Mean {number(summary.mean)} (dashed), standard deviation {number(summary.std)}; "
         f"half of the episodes lie between {number(summary.q25)} and {number(summary.q75)}."
     )
-    return Chart(key, title, caption, _spec((bars + mean).properties(height=190, width="container")))
+    return Chart(key, title, caption, spec_of((bars + mean).properties(height=190, width="container")))
 
 
 def action_coverage(rows: Sequence[Row]) -> Chart:
@@ -235,7 +235,7 @@ def action_coverage(rows: Sequence[Row]) -> Chart:
     caption = (
         f"The stronger the colour, the more often taken. {percent(filled, 0)} of the bins were ever used."
     )
-    return Chart("actions", "Which actions the data holds", caption, _spec(chart))
+    return Chart("actions", "Which actions the data holds", caption, spec_of(chart))
 
 
 def curve(key: str, title: str, rows: Sequence[Row], series: Sequence[Series]) -> Chart:
@@ -296,7 +296,7 @@ def curve(key: str, title: str, rows: Sequence[Row], series: Sequence[Series]) -
     caption = "; ".join(changes) + "." if changes else "No finite value was recorded."
     if logarithmic:
         caption += " Logarithmic axis."
-    return Chart(key, title, caption, _spec(chart))
+    return Chart(key, title, caption, spec_of(chart))
 
 
 def mutual_information(content: Content) -> Chart:
@@ -325,7 +325,7 @@ def mutual_information(content: Content) -> Chart:
         f"{number(found.policy)} nats. Zero means that every agent acts as if it were alone."
     )
     return Chart(
-        "mutual_information", "How much the agents' actions know of each other", caption, _spec(chart)
+        "mutual_information", "How much the agents' actions know of each other", caption, spec_of(chart)
     )
 
 
@@ -386,11 +386,11 @@ def joint_actions(rows: Sequence[Row], spec: Spec) -> list[Chart]:
             "Samples of the flow and of the policies at one recorded state, the one of those examined where "
             "the flow has most modes. Clusters that the policies leave empty are modes that they do not play."
         )
-        charts.append(Chart(f"joint_actions_{dim:.0f}", title, caption, _spec(chart)))
+        charts.append(Chart(f"joint_actions_{dim:.0f}", title, caption, spec_of(chart)))
     return charts
 
 
-def _spec(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> dict[str, Any]:
+def spec_of(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> dict[str, Any]:
     """Return the specification without Altair's own look: the page configures all charts alike."""
     spec: dict[str, Any] = chart.to_dict()
     del spec["config"]

@@ -23,19 +23,19 @@ Row = Mapping[str, Any]
 MODELS = ("flow", "teacher", "critic", "policy")
 
 
-class _Facts(BaseModel):
+class Facts(BaseModel):
     """Part of a metrics file: the fields the report needs; others are no concern of its."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Reference(_Facts):
+class Reference(Facts):
     random: float
     expert: float
     how: str
 
 
-class Returns(_Facts):
+class Returns(Facts):
     return_mean: float
     return_ci95_low: float
     return_ci95_high: float
@@ -53,12 +53,12 @@ class Returns(_Facts):
         )
 
 
-class DatasetReturns(_Facts):
+class DatasetReturns(Facts):
     return_mean: float
     normalized_return: float | None
 
 
-class Evaluation(_Facts):
+class Evaluation(Facts):
     env: str
     episodes: int
     seed: int
@@ -78,20 +78,20 @@ class Evaluation(_Facts):
         return self
 
 
-class MutualInformation(_Facts):
+class MutualInformation(Facts):
     dataset: float
     flow: float
     policy: float
 
 
-class Check(_Facts):
+class Check(Facts):
     value: float
     threshold: float
     raised: bool
     meaning: str
 
 
-class Diagnosis(_Facts):
+class Diagnosis(Facts):
     w2: float
     w2_sampling: float
     coupling_bound: float
@@ -105,7 +105,7 @@ class Diagnosis(_Facts):
     checks: dict[str, Check]
 
 
-class Distribution(_Facts):
+class Distribution(Facts):
     mean: float
     std: float
     min: float
@@ -115,7 +115,7 @@ class Distribution(_Facts):
     max: float
 
 
-class Description(_Facts):
+class Description(Facts):
     episodes: int
     transitions: int
     returns: Distribution = Field(alias="return")
@@ -133,7 +133,7 @@ class Description(_Facts):
     bimodality_share_above_uniform: float | None
 
 
-class Expectation(_Facts):
+class Expectation(Facts):
     name: str
     meaning: str
     success: bool
@@ -144,25 +144,25 @@ class Expectation(_Facts):
     note: str = ""
 
 
-class Validation(_Facts):
+class Validation(Facts):
     success: bool
     expectations: list[Expectation]
 
 
-class FlowTraining(_Facts):
+class FlowTraining(Facts):
     loss_first: float
     loss_last: float
     steps: int
 
 
-class CriticTraining(_Facts):
+class CriticTraining(Facts):
     td_loss_last: float
     q_mean: float
     q_abs_max: float
     steps: int
 
 
-class Distillation(_Facts):
+class Distillation(Facts):
     distill_loss_first: float
     distill_loss_last: float
     w2_first: float
@@ -171,7 +171,7 @@ class Distillation(_Facts):
     steps: int
 
 
-class Spec(_Facts):
+class Spec(Facts):
     agent_ids: list[str]
     obs_dims: list[int]
     state_size: int
@@ -179,13 +179,13 @@ class Spec(_Facts):
     action_size: int
 
 
-class Environment(_Facts):
+class Environment(Facts):
     id: str
     kwargs: dict[str, Any]
     version: str | None = None
 
 
-class Source(_Facts):
+class Source(Facts):
     kind: str
     # The folder that `prepare` read.
     path: str
@@ -193,7 +193,7 @@ class Source(_Facts):
     behaviour: Any = None
 
 
-class Dataset(_Facts):
+class Dataset(Facts):
     source: Source
     env: Environment
     spec: Spec
@@ -260,9 +260,11 @@ def read_content(inputs: Inputs) -> Content:
         ConfigError: the params file is missing or malformed.
     """
     dataset_name, params = read_params(inputs.params)
+    # Of stages beyond this page.
+    params.pop("finetune", None)
     metrics, plots = inputs.metrics, inputs.plots
     manifest = inputs.data / "dataset.json"
-    dataset = _read(manifest, Dataset)
+    dataset = read_facts(manifest, Dataset)
     manifests = [manifest, *(inputs.models / name / f"{name}.json" for name in MODELS)]
     bins = ("bin_left", "bin_right", "count")
     return Content(
@@ -270,13 +272,13 @@ def read_content(inputs: Inputs) -> Content:
         other_data=None if Path(dataset.source.path) == inputs.recorded else dataset.source.path,
         params=params,
         dataset=dataset,
-        description=_read(metrics / "describe.json", Description),
-        validation=_read(inputs.validation / "validation.json", Validation),
-        evaluation=_read(metrics / "evaluate.json", Evaluation, plots / "evaluate/texts.json"),
-        diagnosis=_read(metrics / "diagnose.json", Diagnosis, plots / "diagnose/texts.json"),
-        flow_training=_read(metrics / "train_flow.json", FlowTraining),
-        critic_training=_read(metrics / "train_critic.json", CriticTraining),
-        distillation=_read(metrics / "distill.json", Distillation),
+        description=read_facts(metrics / "describe.json", Description),
+        validation=read_facts(inputs.validation / "validation.json", Validation),
+        evaluation=read_facts(metrics / "evaluate.json", Evaluation, plots / "evaluate/texts.json"),
+        diagnosis=read_facts(metrics / "diagnose.json", Diagnosis, plots / "diagnose/texts.json"),
+        flow_training=read_facts(metrics / "train_flow.json", FlowTraining),
+        critic_training=read_facts(metrics / "train_critic.json", CriticTraining),
+        distillation=read_facts(metrics / "distill.json", Distillation),
         return_bins=read_table(plots / "describe/returns.csv", bins),
         length_bins=read_table(plots / "describe/lengths.csv", bins),
         action_bins=read_table(plots / "describe/actions.csv", ("dim", *bins), ("agent",)),
@@ -292,7 +294,7 @@ def read_content(inputs: Inputs) -> Content:
         joint_actions=read_table(
             plots / "diagnose/actions.csv", ("state", "dim", "x", "y"), ("source",), may_be_empty=True
         ),
-        episode_gif=_read_gif(plots / "evaluate/episode.gif"),
+        episode_gif=read_gif(plots / "evaluate/episode.gif"),
         lineage=read_lineage(manifests, inputs.lock, params),
     )
 
@@ -426,10 +428,10 @@ def _size(value: float) -> str:
     return fixed(value, 1)
 
 
-FactsT = TypeVar("FactsT", bound=_Facts)
+FactsT = TypeVar("FactsT", bound=Facts)
 
 
-def _read(path: Path, kind: type[FactsT], texts: Path | None = None) -> FactsT:
+def read_facts(path: Path, kind: type[FactsT], texts: Path | None = None) -> FactsT:
     """Read facts; `texts` is a second file with the sentences that belong to them."""
     content = read_json(path) if texts is None else _merged(read_json(path), read_json(texts))
     try:
@@ -445,7 +447,8 @@ def _merged(facts: Any, texts: Any) -> Any:
     return facts | {key: _merged(facts[key], text) if key in facts else text for key, text in texts.items()}
 
 
-def _read_gif(path: Path) -> bytes:
+def read_gif(path: Path) -> bytes:
+    """Read a GIF; raises `DataError` where there is none."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

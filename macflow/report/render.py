@@ -23,15 +23,7 @@ TEMPLATES = Path(__file__).parent
 
 def render_page(content: Content, title: str) -> str:
     """Return the page. Equal content gives equal text: nothing in it depends on time or place."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("number", "fixed", "signed", "percent", "setting"):
-        environment.filters[name] = getattr(numbers, name)
+    environment = page_templates()
     environment.filters["check_title"] = check_title
     evaluation = content.evaluation
     charts = build_charts(content)
@@ -48,8 +40,22 @@ def render_page(content: Content, title: str) -> str:
         gif=base64.b64encode(content.episode_gif).decode("ascii"),
         wide_graph=lay_out(content.lineage, vertical=False),
         tall_graph=lay_out(content.lineage, vertical=True),
-        chart_library=_chart_library(),
+        chart_library=chart_library(),
     )
+
+
+def page_templates() -> jinja2.Environment:
+    """Return the pages' templates, with filters that write numbers."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("number", "fixed", "signed", "percent", "setting"):
+        environment.filters[name] = getattr(numbers, name)
+    return environment
 
 
 def machine_facts(metrics: Path) -> dict[str, Any]:
@@ -74,7 +80,7 @@ def machine_script(facts: dict[str, Any]) -> str:
 
 
 @cache
-def _chart_library() -> str:
+def chart_library() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script that cannot end its `script` element."""
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed=vegaEmbed;")
     # Minified names such as `t` would otherwise be globals.

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 
 from macflow.config import EvaluateParams, TrainingParams, load_section
@@ -25,24 +23,17 @@ from macflow.envs.registry import (
     reference_returns,
 )
 from macflow.evaluation.returns import summarise_returns
-from macflow.evaluation.rollout import RolloutResult, latency_us, record_gif, rollout
+from macflow.evaluation.rollout import RolloutResult, latency_us, record_gif, returns_table, rollout
 from macflow.files import replace_directory, write_json
 from macflow.policy import load_policy
 from macflow.stages._common import run_stage
+from macflow.stages._environment import EnvironmentId, check_spec, environment_of
 from macflow.training.artifacts import load_flow
-from macflow.types import Actor, BatchObs, ConfigError, DataError, MultiAgentSpec
+from macflow.types import Actor, BatchObs, ConfigError
 
 # Times differ between identical runs, so DVC does not hash them.
 TIMINGS = Path("metrics/timings/evaluate.json")
 LATENCY_ROWS = 64
-
-
-@dataclass(frozen=True)
-class Arena:
-    """Where the episodes are played: the environment that the data come from."""
-
-    id: str
-    kwargs: Mapping[str, Any]
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -56,7 +47,7 @@ def main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(load_section(arguments.params, "training", TrainingParams).threads)
     torch.set_flush_denormal(True)
     dataset = load_prepared(arguments.data)
-    arena = _arena(arguments.data, dataset)
+    arena = environment_of(arguments.data, dataset)
     policy, flow = load_policy(arguments.policy), load_flow(arguments.flow)
     actors: dict[str, Actor] = {"policy": policy.actor(), "flow": flow.actor()}
     actors |= _scripted(dataset, arena)
@@ -64,7 +55,7 @@ def main(arguments: argparse.Namespace) -> None:
     results: dict[str, RolloutResult] = {}
     with closing(make_env(arena.id, arena.kwargs, n_envs, params.workers)) as env:
         for name, spec in (("policy", policy.spec), ("flow", flow.spec), ("dataset", dataset.spec)):
-            _check_spec(arena, env.spec, name, spec)
+            check_spec(arena, env.spec, name, spec)
         for name, actor in actors.items():
             results[name] = rollout(env, actor, params.episodes, params.seed)
             print(f"evaluate: {name}: mean return {results[name].returns.mean():.2f}", flush=True)
@@ -82,7 +73,7 @@ def main(arguments: argparse.Namespace) -> None:
     with replace_directory(arguments.out) as folder:
         with closing(make_env(arena.id, arena.kwargs, 1)) as env:
             record_gif(env, actors["policy"], params.seed, folder / "episode.gif")
-        _returns_table(results).write_csv(folder / "returns.csv")
+        returns_table(results).write_csv(folder / "returns.csv")
         reference = reference_returns(arena.id, arena.kwargs)
         write_json(
             folder / "texts.json", {} if reference is None else {"reference": {"how": reference["how"]}}
@@ -91,16 +82,7 @@ def main(arguments: argparse.Namespace) -> None:
     write_json(arguments.metrics, _metrics(arena, params, dataset, results))
 
 
-def _arena(path: Path, dataset: PreparedDataset) -> Arena:
-    if dataset.env is None:
-        raise DataError(
-            f"{path}: the data name no environment to play in; name it when they are imported, "
-            "`macflow dataset import ... --env ID` (`macflow envs` lists them)"
-        )
-    return Arena(dataset.env["id"], dataset.env["kwargs"])
-
-
-def _scripted(dataset: PreparedDataset, arena: Arena) -> dict[str, Actor]:
+def _scripted(dataset: PreparedDataset, arena: EnvironmentId) -> dict[str, Actor]:
     """Make the behaviour that recorded the dataset, if this environment has it, and the random one."""
     recorded = dataset.meta["source"].get("behaviour")
     name = recorded.get("name") if isinstance(recorded, Mapping) else recorded
@@ -110,20 +92,11 @@ def _scripted(dataset: PreparedDataset, arena: Arena) -> dict[str, Actor]:
     return actors | {"random": make_behaviour(arena.id, arena.kwargs, "random")}
 
 
-def _check_spec(arena: Arena, wanted: MultiAgentSpec, name: str, spec: MultiAgentSpec) -> None:
-    # Policies and flow act without the state, which imported data may have in another form.
-    wanted = replace(wanted, state_size=spec.state_size)
-    if spec != wanted:
-        differing = [key for key, value in wanted.to_dict().items() if spec.to_dict()[key] != value]
-        raise DataError(
-            f"the {name} does not fit {arena.id} {arena.kwargs}: it differs in {', '.join(differing)}, "
-            f"first in {differing[0]} = {getattr(spec, differing[0])} where the environment has "
-            f"{getattr(wanted, differing[0])}"
-        )
-
-
 def _metrics(
-    arena: Arena, params: EvaluateParams, dataset: PreparedDataset, results: Mapping[str, RolloutResult]
+    arena: EnvironmentId,
+    params: EvaluateParams,
+    dataset: PreparedDataset,
+    results: Mapping[str, RolloutResult],
 ) -> dict[str, Any]:
     reference = reference_returns(arena.id, arena.kwargs)
     normalise: Callable[[float], float] | None = None
@@ -145,20 +118,6 @@ def _metrics(
             None if normalised is None else measured["policy"]["normalized_return"] - normalised
         ),
     }
-
-
-def _returns_table(results: Mapping[str, RolloutResult]) -> pl.DataFrame:
-    return pl.concat(
-        pl.DataFrame(
-            {
-                "actor": [name] * len(result.returns),
-                "episode": np.arange(len(result.returns)),
-                "return": result.returns,
-                "length": result.lengths,
-            }
-        )
-        for name, result in results.items()
-    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -35,6 +35,8 @@ from macflow.types import ActionArray, DataError, MultiAgentSpec, Seen
 SCHEMA_VERSION = 3
 # Folder inside the policy bundle; acting does without it.
 FOLLOWED_CRITIC = "critic"
+# Folder inside a fine-tuned bundle: the policies after the last step, which the guard may not have kept.
+LAST_POLICY = "last"
 
 
 @dataclass(frozen=True)

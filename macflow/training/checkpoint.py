@@ -17,6 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+# Fields of `TrainingState` that are kept as JSON.
+PROGRESS = ("step", "curves", "sums", "counters")
+
 
 @dataclass
 class TrainingState:
@@ -29,6 +32,8 @@ class TrainingState:
     # Rows of the named curves, and sums since the last row.
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
+    # What else a training counts beside its steps.
+    counters: dict[str, int] = field(default_factory=dict)
 
 
 class CheckpointFile:
@@ -47,7 +52,7 @@ class CheckpointFile:
             tensors |= {f"optimizer.{index}.{key}": value for key, value in entry.items()}
         meta = {
             "fingerprint": self.fingerprint,
-            "progress": json.dumps({"step": state.step, "curves": state.curves, "sums": state.sums}),
+            "progress": json.dumps({name: getattr(state, name) for name in PROGRESS}),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.path.with_suffix(".new")
@@ -74,7 +79,8 @@ class CheckpointFile:
         groups = state.optimizer.state_dict()["param_groups"]
         state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         state.generator.set_state(tensors["generator"])
-        state.step, state.curves, state.sums = progress["step"], progress["curves"], progress["sums"]
+        for name in PROGRESS:
+            setattr(state, name, progress[name])
         return True
 
     def remove(self) -> None:

@@ -6,7 +6,7 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -57,27 +57,53 @@ def train(
         state.curves.setdefault("diagnostics", []).append({"step": 0} | observe())
     if period is not None and state.generator.device.type == "cuda":
         step = GraphedStep(step, state.generator, period)
-    progress = _Progress(name, state.step, steps)
-    sums: dict[str, Tensor | float] = dict(state.sums)
+    log = CurveLog(name, state, steps, log_every)
     while state.step < steps:
-        _set_learning_rate(state.optimizer, learning_rate(state.step))
-        for key, value in step().items():
-            sums[key] = sums.get(key, 0.0) + value
-        state.step += 1
+        set_learning_rate(state.optimizer, learning_rate(state.step))
+        log.count(step())
         last = state.step == steps
-        if state.step % log_every == 0 or last:
-            count = (state.step - 1) % log_every + 1
-            row = {key: float(total) / count for key, total in sums.items()}
-            sums = {}
-            _refuse_non_finite(name, row, state.step, count)
-            state.curves.setdefault("curve", []).append({"step": state.step} | row)
-            progress.show(state.step, row)
         if observe is not None and (state.step % observe_every == 0 or last):
             state.curves.setdefault("diagnostics", []).append({"step": state.step} | observe())
         if state.step % checkpoint_every == 0 and not last:
-            state.sums = {key: float(total) for key, total in sums.items()}
+            log.keep()
             checkpoint.save(state)
-    progress.close()
+    log.close()
+
+
+class CurveLog:
+    """Counts a training's steps and averages their scalars into `state.curves["curve"]`."""
+
+    def __init__(self, name: str, state: TrainingState, steps: int, log_every: int) -> None:
+        """Go on from the step and the sums of `state`; `steps` is where the training ends."""
+        self.name, self.state, self.steps, self.log_every = name, state, steps, log_every
+        self.sums: dict[str, Tensor | float] = dict(state.sums)
+        self.progress = _Progress(name, state.step, steps)
+
+    def count(self, info: Mapping[str, Tensor]) -> None:
+        """Count one step and take in its scalars; every `log_every` steps, and after the last, write a row.
+
+        Raises:
+            TrainingDivergedError: naming the scalar that is not finite.
+        """
+        state = self.state
+        for key, value in info.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+        state.step += 1
+        if state.step % self.log_every == 0 or state.step == self.steps:
+            count = (state.step - 1) % self.log_every + 1
+            row = {key: float(total) / count for key, total in self.sums.items()}
+            self.sums = {}
+            _refuse_non_finite(self.name, row, state.step, count)
+            state.curves.setdefault("curve", []).append({"step": state.step} | row)
+            self.progress.show(state.step, row)
+
+    def keep(self) -> None:
+        """Put the sums since the last row into `state`, for a checkpoint."""
+        self.state.sums = {key: float(total) for key, total in self.sums.items()}
+
+    def close(self) -> None:
+        """End the progress bar."""
+        self.progress.close()
 
 
 def adam(parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -108,7 +134,8 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(value)

@@ -214,6 +214,7 @@ def test_defaults_are_filled_in() -> None:
         "n_agents": 4,
         "max_cycles": 25,
         "local_ratio": 0.5,
+        "thrust": 1.0,
     }
 
 
@@ -224,7 +225,7 @@ def test_defaults_are_filled_in() -> None:
         (
             "mpe/spread",
             {"agents": 3},
-            r"mpe/spread takes n_agents, max_cycles, local_ratio \(received agents\)",
+            r"mpe/spread takes n_agents, max_cycles, local_ratio, thrust \(received agents\)",
         ),
         ("game/xor", {"n_agents": 2}, r"game/xor takes no keyword \(received n_agents\)"),
         (

@@ -23,10 +23,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"types", "files", "actions", "nets", "algorithms", "policy", "data"},
     "evaluation": {"types", "files", "actions", "nets", "algorithms", "policy"},
     "report": {"types", "files"},
+    # A deployed agent: no data, no environment.
+    "deploy": {"types", "policy"},
     # Names what environments record and importers fetch, so it knows both.
     "catalogue": {"types", "files", "envs", "data"},
 }
-EVERYTHING = {"stages", "cli", "cli_baseline", "cli_common", "cli_dataset", "cli_listing"}
+EVERYTHING = {"stages", "cli", "cli_baseline", "cli_common", "cli_dataset", "cli_listing", "cli_run"}
 
 
 def modules(folder: str) -> list[Path]:

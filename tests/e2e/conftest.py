@@ -32,6 +32,14 @@ TINY: dict[str, dict[str, Any]] = {
     "distill": {"hidden": [16], "steps": 20, "batch_size": 32, "diagnose_every": 10},
     "evaluate": {"episodes": 4, "n_envs": 4, "workers": 1},
     "diagnose": {"states": 8, "samples": 8},
+    "finetune": {
+        "env_steps": 100,
+        "n_envs": 2,
+        "warm_up": 20,
+        "batch_size": 16,
+        "evaluate_every": 50,
+        "evaluate_episodes": 2,
+    },
 }
 
 

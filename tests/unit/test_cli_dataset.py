@@ -123,7 +123,7 @@ def test_import_of_omar_names_what_it_found(tmp_path: Path) -> None:
     )
     assert env_of(tmp_path / "raw") == {
         "id": "mpe/spread",
-        "kwargs": {"n_agents": 3, "max_cycles": 25, "local_ratio": 0.5},
+        "kwargs": {"n_agents": 3, "max_cycles": 25, "local_ratio": 0.5, "thrust": 1.0},
         "version": None,
     }
     assert "mpe/spread" in run("show", tmp_path / "raw")

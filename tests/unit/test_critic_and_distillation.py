@@ -15,7 +15,7 @@ from macflow.algorithms.distillation import distillation_loss, masked_log_softma
 from macflow.algorithms.igm_critic import critic_loss, polyak_update, td_target
 from macflow.nets.critic import Aggregate, Critic, FactoredCritic
 from macflow.nets.policy import Noise, OneStepPolicy
-from macflow.stages.distill import CriticLearner
+from macflow.training.actor_critic import CriticLearner
 from macflow.training.artifacts import CriticArtifact
 from macflow.training.loop import adam, descend
 from macflow.types import Batch

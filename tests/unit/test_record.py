@@ -175,7 +175,7 @@ def test_stage_writes_the_same_bytes_twice_and_a_readable_dataset(tmp_path: Path
     assert_same(episodes, record_episodes(env, make_behaviour("mpe/spread", {}, "medium"), 5, seed=0))
     assert meta["dataset_id"] == "mpe-spread/medium-v0"
     assert meta["behaviour"] == {"name": "medium", "seed": 0, "episodes": 5}
-    assert meta["env"]["kwargs"] == {"n_agents": 3, "max_cycles": 25, "local_ratio": 0.5}
+    assert meta["env"]["kwargs"] == {"n_agents": 3, "max_cycles": 25, "local_ratio": 0.5, "thrust": 1.0}
     assert meta["env"]["version"].startswith("mpe2 ")
     metrics = json.loads((tmp_path / "one/metrics/record.json").read_text())
     returns = [episode.team_return for episode in episodes]

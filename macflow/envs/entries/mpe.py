@@ -31,6 +31,8 @@ class SpreadKwargs(Kwargs):
     max_cycles: StepLimit = 25
     # Share of the collision penalty in the reward, against the distance to the landmarks.
     local_ratio: Fraction = 0.5
+    # Factor on the agents' force: below 1 they are sluggish, below 0 they go the other way.
+    thrust: Annotated[float, Field(ge=-4, le=4)] = 1.0
 
 
 Count = Annotated[int, Field(ge=0)]
