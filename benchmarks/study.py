@@ -52,6 +52,8 @@ MEASURED = ("evaluate", "distill", "diagnose")
 TRAININGS = ("flow", "critic", "distill")
 # First evaluation episodes of the runs that choose a setting.
 CHOICE_SEED = 1_000
+# More than any fine-tuning plays.
+ONLINE_EPISODES = 100_000
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Games of one step have a handful of distinct transitions.
 GAMES = "game-"
@@ -189,7 +191,12 @@ def params_of(
     """Return the whole of a run's parameters; those of a baseline are MAC-Flow's of its dataset."""
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     change = {name: value for name, value in change.items() if name != "baseline"}
-    own = {"training": {"seed": seed, "threads": 1}, "evaluate": {"workers": 1, "seed": episodes}}
+    own = {
+        "training": {"seed": seed, "threads": 1},
+        "evaluate": {"workers": 1, "seed": episodes},
+        # Each seed learns from episodes of its own.
+        "finetune": {"seed": params["finetune"]["seed"] + ONLINE_EPISODES * seed},
+    }
     game = REPETITIVE if dataset.startswith(GAMES) else {}
     for override in (parameters(dataset), game, own, study.get("params", {}), change):
         params = merged(params, override)

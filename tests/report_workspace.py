@@ -29,7 +29,11 @@ PARAM_SECTIONS: dict[str, dict[str, Any]] = {
     "diagnose": {"states": 64, "samples": 128, "seed": 0, "factorisation_ratio": 0.5},
     "report": {"title": "MAC-Flow on MPE spread"},
 }
-PARAMS: dict[str, Any] = {"dataset": DATASET, **PARAM_SECTIONS}
+# Returns that mark 0 and 100.
+RANDOM, EXPERT = -61.2, -19.4
+# Of a page of its own.
+FINETUNE = {"start": "offline", "env_steps": 50000, "alpha": 0.03, "change": None}
+PARAMS: dict[str, Any] = {"dataset": DATASET, **PARAM_SECTIONS, "finetune": FINETUNE}
 EXPECTATIONS = {
     "rows_in_order": "rows of an episode follow each other without a gap",
     "end_flags": "Every episode ends with exactly one end flag, at its last step",
@@ -54,6 +58,40 @@ def make_workspace(root: Path) -> Path:
     _artifacts(root, rng)
     _machine(root)
     return root
+
+
+def add_finetuning(root: Path, changed: bool) -> None:
+    """Add what fine-tuning leaves behind, with or without a change of the environment."""
+    steps = np.arange(0, 50_001, 5_000)
+    returns = -32 + 8 * (1 - np.exp(-steps / 20_000)) - 6.0 * changed * (steps > 25_000)
+    rows = _columns(
+        env_steps=steps, updates=steps, changed=(steps > 25_000) * int(changed), return_mean=returns,
+        return_ci95_low=returns - 1.5, return_ci95_high=returns + 1.4,
+        kept_return=np.maximum.accumulate(returns), kept_env_steps=steps,
+    )  # fmt: skip
+    _table(root / "plots/finetune/evaluations.csv", rows)
+    fall = np.exp(-steps / 9_000)
+    _table(
+        root / "plots/finetune/curve.csv",
+        _columns(step=steps + 100, td_loss=0.1 + fall, q_mean=-12 + 3 * fall, distill_loss=0.4 + 0.2 * fall),
+    )
+    change = {
+        "env_steps": 25_000,
+        "return_before": -26.3,
+        "return_after": -32.1,
+        "regained_after_steps": None,
+    }
+    tuned = {"env_steps": 50_000, "updates": 49_000, "kept_env_steps": 50_000}
+    write_json(root / "metrics/finetune.json", tuned | ({"change": change} if changed else {}))
+    write_json(
+        root / "metrics/evaluate_finetuned.json",
+        {
+            "env": "mpe/spread", "env_kwargs": {"n_agents": 3}, "episodes": 200, "seed": 1000,
+            "reference": {"random": RANDOM, "expert": EXPERT},
+            "offline": _returns(-32.0, 1.5), "last": _returns(-24.7, 1.4), "kept": _returns(-24.7, 1.4),
+        },
+    )  # fmt: skip
+    _gif(root / "plots/evaluate_finetuned/episode.gif")
 
 
 def edit_json(path: Path, **changes: Any) -> None:
@@ -180,16 +218,15 @@ def _columns(**columns: np.ndarray) -> list[dict[str, float]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def _returns(mean: float, half: float) -> dict[str, float]:
+    low, high = mean - half, mean + half
+    found = {"return_mean": mean, "return_ci95_low": low, "return_ci95_high": high, "length_mean": 25.0}
+    names = ("normalized_return", "normalized_return_ci95_low", "normalized_return_ci95_high")
+    values = (100 * (value - RANDOM) / (EXPERT - RANDOM) for value in (mean, low, high))
+    return found | dict(zip(names, values, strict=True))
+
+
 def _evaluate(root: Path) -> None:
-    random, expert = -61.2, -19.4
-
-    def returns(mean: float, half: float) -> dict[str, float]:
-        low, high = mean - half, mean + half
-        found = {"return_mean": mean, "return_ci95_low": low, "return_ci95_high": high, "length_mean": 25.0}
-        names = ("normalized_return", "normalized_return_ci95_low", "normalized_return_ci95_high")
-        values = (100 * (value - random) / (expert - random) for value in (mean, low, high))
-        return found | dict(zip(names, values, strict=True))
-
     write_json(
         root / "metrics/evaluate.json",
         {
@@ -197,18 +234,18 @@ def _evaluate(root: Path) -> None:
             "episodes": 200,
             "seed": 1000,
             "reference": {
-                "random": random,
-                "expert": expert,
+                "random": RANDOM,
+                "expert": EXPERT,
             },
-            "policy": returns(-24.1, 0.8),
-            "flow": returns(-29.9, 1.2),
-            "behaviour": returns(-31.6, 1.3),
-            "random": returns(-61.0, 2.1),
+            "policy": _returns(-24.1, 0.8),
+            "flow": _returns(-29.9, 1.2),
+            "behaviour": _returns(-31.6, 1.3),
+            "random": _returns(-61.0, 2.1),
             "dataset": {
                 "return_mean": -32.1,
-                "normalized_return": 100 * (-32.1 - random) / (expert - random),
+                "normalized_return": 100 * (-32.1 - RANDOM) / (EXPERT - RANDOM),
             },
-            "gain_over_dataset": 100 * 8.0 / (expert - random),
+            "gain_over_dataset": 100 * 8.0 / (EXPERT - RANDOM),
         },
     )
     how = "python -m macflow.envs.references mpe/spread --episodes 10000"

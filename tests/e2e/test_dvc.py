@@ -19,7 +19,7 @@ from macflow.files import digest
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-STAGES = {
+OFFLINE = {
     "record",
     "prepare",
     "describe",
@@ -31,6 +31,8 @@ STAGES = {
     "diagnose",
     "report",
 }
+ONLINE = {"finetune", "evaluate_finetuned", "report_finetuned"}
+STAGES = OFFLINE | ONLINE
 
 
 def ran(output: str) -> set[str]:
@@ -60,7 +62,7 @@ def test_an_unchanged_project_runs_nothing_and_is_quick(reproduced: Project) -> 
 
 def test_alpha_reruns_only_distillation_and_what_follows(project: Project) -> None:
     output = project.check("dvc", "exp", "run", "--name", "low-alpha", "-S", "distill.alpha=0.5")
-    assert ran(output) == {"distill", "evaluate", "diagnose", "report"}
+    assert ran(output) == {"distill", "evaluate", "diagnose", "report"} | ONLINE
     assert "0.5" in project.check("dvc", "params", "diff", "HEAD")
     shown = project.check("dvc", "exp", "show", "--csv", "--no-pager")
     assert "low-alpha" in shown
@@ -75,6 +77,22 @@ def test_another_dataset_is_one_parameter(project: Project) -> None:
     assert "8 episodes of game-landmark/medium" in output
     assert json.loads((project.root / "metrics/evaluate.json").read_text())["env"] == "game/landmark"
     assert "game-landmark/medium-v0" in (project.root / "reports/index.html").read_text(encoding="utf-8")
+
+
+def test_fine_tuning_is_left_out_unless_asked_for(project: Project) -> None:
+    project.set_params({"finetune": {"seed": 5}})
+    assert ran(project.check("dvc", "repro", "report")) == set()
+    assert ran(project.check("dvc", "repro", "report_finetuned")) == ONLINE
+    metrics = json.loads((project.root / "metrics/finetune.json").read_text())
+    assert metrics["env_steps"] == 100
+    # What was played is data for the same pipeline.
+    project.set_params({"prepare": {"raw": "data/online"}})
+    shutil.copytree(project.root / "data/online", project.root / "played")
+    project.set_params({"prepare": {"raw": "played"}})
+    assert ran(project.check("dvc", "repro", "train_flow")) == {"prepare", "train_flow"}
+    prepared = json.loads((project.root / "data/prepared/dataset.json").read_text())
+    assert prepared["counts"]["transitions"] == 100
+    assert prepared["source"]["behaviour"]["name"] == "finetune"
 
 
 def test_data_of_ones_own_are_trained_on_without_any_recording(fresh: Project, tmp_path: Path) -> None:
@@ -188,6 +206,7 @@ def test_a_failing_stage_says_why_and_leaves_everything_as_it_was(project: Proje
         ("train_flow", "flow", {"steps": 3000}),
         ("train_critic", "critic", {"steps": 1500}),
         ("distill", "distill", {"steps": 1500, "diagnose_every": 1500}),
+        ("finetune", "finetune", {"env_steps": 3000, "evaluate_every": 3000}),
     ],
 )
 def test_a_killed_training_ends_with_the_same_bytes(
@@ -208,5 +227,5 @@ def test_a_killed_training_ends_with_the_same_bytes(
     running.wait()
     wait_until(lambda: not project.processes(f"macflow.stages.{stage}"), 10, "the stage ends with DVC")
     assert checkpoint.exists(), "killed too late to show anything"
-    assert re.search(rf"{stage}: resumed at step \d+", project.check(*repro))
+    assert re.search(rf"{stage}: resumed at (environment )?step \d+", project.check(*repro))
     assert project.lock()[stage]["outs"] == whole.lock()[stage]["outs"]

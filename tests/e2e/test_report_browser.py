@@ -10,8 +10,11 @@ from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
-from report_workspace import make_workspace
+from report_workspace import add_finetuning, make_workspace
 
+from macflow.files import write_text
+from macflow.report.finetuned import read_content, render_page
+from macflow.report.render import machine_facts, machine_script
 from macflow.stages import report as stage
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -26,6 +29,7 @@ QUIET = [
 SECTIONS = [
     "result", "returns", "run", "dataset", "validation", "training", "diagnostics", "lineage", "machine",
 ]  # fmt: skip
+FINETUNED_SECTIONS = ["result", "curve", "returns", "training", "run", "machine"]
 Scheme = Literal["light", "dark"]
 READY = "document.documentElement.dataset.charts === 'ready'"
 
@@ -50,6 +54,19 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return root / "reports/index.html"
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["steady", "changing"])
+def finetuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        root = make_workspace(tmp_path_factory.mktemp("workspace"))
+        add_finetuning(root, request.param)
+        patch.chdir(root)
+        page = root / "reports/finetuned.html"
+        content = read_content(root / "params.yaml", root / "metrics", root / "plots")
+        write_text(page, render_page(content, "MAC-Flow"))
+        write_text(page.with_name("machine.js"), machine_script(machine_facts(root / "metrics")))
+        return page
+
+
 class Visit:
     """A page with everything that it said and asked for."""
 
@@ -68,15 +85,39 @@ class Visit:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 768, 390])
 def test_page_draws_and_fits(browser: Browser, report: Path, width: int, scheme: Scheme) -> None:
-    visit = Visit(browser, report, width, scheme)
+    page = drawn(browser, report, SECTIONS, width, scheme)
+    assert page.locator(".plot").count() >= 10
+    assert page.locator(".graph.wide").is_visible() == (width > 740)
+    assert page.locator(".graph.tall").is_visible() == (width <= 740)
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_of_fine_tuning_draws_and_fits(
+    browser: Browser, finetuned: Path, width: int, scheme: Scheme
+) -> None:
+    page = drawn(browser, finetuned, FINETUNED_SECTIONS, width, scheme)
+    assert page.locator(".plot").count() == 4
+    caption = page.locator("#caption-finetune_returns").inner_text()
+    assert caption.startswith("Normalised return 69.9 offline (dotted), ")
+    assert ("The upright line is where the environment became another." in caption) == (
+        "80% of the normalised return before it was not regained." in page.locator("#curve").inner_text()
+    )
+    assert unreadable(page) == []
+    page.close()
+
+
+def drawn(browser: Browser, file: Path, sections: list[str], width: int, scheme: Scheme) -> Page:
+    """Open a page that must be whole, fit the window and ask nothing of any network."""
+    visit = Visit(browser, file, width, scheme)
     page = visit.page
     assert visit.messages == []
     outside = [url for url in visit.requests if not url.startswith("data:")]
-    assert outside == [report.as_uri(), report.with_name("machine.js").as_uri()]
-    for section in SECTIONS:
+    assert outside == [file.as_uri(), file.with_name("machine.js").as_uri()]
+    for section in sections:
         assert page.locator(f"section#{section}").is_visible()
     plots = page.locator(".plot")
-    assert plots.count() >= 10
     assert page.locator(".plot svg").count() == plots.count()
     # Nothing reaches beyond the window but what scrolls inside its own box.
     assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -87,15 +128,19 @@ def test_page_draws_and_fits(browser: Browser, report: Path, width: int, scheme:
              .map((e) => e.outerHTML.slice(0, 80))"""
     )
     assert beyond == []
-    assert page.locator(".graph.wide").is_visible() == (width > 740)
-    assert page.locator(".graph.tall").is_visible() == (width <= 740)
-    page.close()
+    return page
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_has_contrast(browser: Browser, report: Path, scheme: Scheme) -> None:
     page = Visit(browser, report, scheme=scheme).page
-    poor = page.evaluate(
+    assert unreadable(page) == []
+    page.close()
+
+
+def unreadable(page: Page) -> list[str]:
+    """Return the texts whose contrast with what is behind them is too low."""
+    poor: list[str] = page.evaluate(
         """() => {
           const parse = (text) => text.match(/[\\d.]+/g).map(Number);
           const light = (c) => c.slice(0, 3).map((v) => v / 255)
@@ -121,8 +166,7 @@ def test_all_text_has_contrast(browser: Browser, report: Path, scheme: Scheme) -
           return found;
         }"""
     )
-    assert poor == []
-    page.close()
+    return poor
 
 
 def test_machine_section_shows_times_versions_and_latency(browser: Browser, report: Path) -> None:
