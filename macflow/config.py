@@ -240,6 +240,13 @@ class FinetuneParams(Section):
             raise ValueError("must be fewer than `finetune.env_steps`, or nothing is learnt")
         return warm_up
 
+    @field_validator("change")
+    @classmethod
+    def _a_change_is_met(cls, change: ChangeParams | None, info: ValidationInfo) -> ChangeParams | None:
+        if change is not None and change.after >= info.data.get("env_steps", change.after + 1):
+            raise ValueError("`after` must be fewer than `finetune.env_steps`, or it never comes")
+        return change
+
 
 class DiagnoseParams(Section):
     # States, and joint actions per state, of the optimal-transport and bound estimates.

@@ -178,11 +178,11 @@ class FineTuner:
         return info | found
 
     def acting(self) -> Policy:
-        """Return the policy with the weights as they are now, on the CPU."""
+        """Return the policy with the weights as they are now, on the CPU; the next call changes it."""
         return self._on_cpu(self.net, self.learner.critic)
 
     def best(self) -> Policy:
-        """Return the policy with the weights that the guard keeps, on the CPU."""
+        """Return the same policy with the weights that the guard keeps, likewise."""
         return self._on_cpu(self.best_net, self.best_critic)
 
     def keep_as_best(self) -> None:
@@ -322,6 +322,7 @@ def fine_tune(
             _judge_anew(tuner, change.arena, name)
         if change is not None and "changed_at" in counters:
             arena = change.arena
+        # What the explorer plays by: a judgement may have left other weights there.
         tuner.acting()
         rows = waves.add(arena.play(explorer, settings.seed + counters["episodes"]))
         tuner.take_in(rows, counters["waves"])

@@ -31,6 +31,22 @@ def test_a_force_moves_its_agent_along_it(axis: int, sign: int) -> None:
     assert moved[1 - axis] == 0
 
 
+@pytest.mark.parametrize("thrust", [-1.0, 0.0, 0.5, 2.0])
+@pytest.mark.parametrize("env_id", ["mpe/spread", "mpe/spread-discrete"])
+def test_thrust_is_a_factor_on_what_a_force_does(env_id: str, thrust: float) -> None:
+    action = np.array([[[0.5, 0.0]]], np.float32) if env_id == "mpe/spread" else np.array([[2]])
+    moved = []
+    for kwargs in ({"n_agents": 1}, {"n_agents": 1, "thrust": thrust}):
+        env = make_env(env_id, kwargs, 1)
+        # After a second start too: a world keeps what it was made with.
+        for seed in (3, 4):
+            start = env.reset([seed]).obs[0, 0, 2:4]
+            for _ in range(4):
+                step = env.step(action)
+        moved.append(step.obs[0, 0, 2:4] - start)
+    np.testing.assert_allclose(moved[1], thrust * moved[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("action", "axis", "sign"), [(1, 0, -1), (2, 0, 1), (3, 1, -1), (4, 1, 1)])
 def test_a_discrete_action_moves_its_agent(action: int, axis: int, sign: int) -> None:
     env = make_env("mpe/spread-discrete", {"n_agents": 1}, 1)

@@ -414,6 +414,11 @@ def test_policies_that_choose_among_actions_keep_critics_to_choose_by(
             r"the dataset does not fit mpe/spread .*'n_agents': 4",
         ),
         ({"change": {"after": 10, "kwargs": {}, "forget": False}}, ConfigError, r"`finetune.change.kwargs`"),
+        (
+            {"change": {"after": 300, "kwargs": {"thrust": 2.0}, "forget": False}},
+            ConfigError,
+            r"`finetune.change`: .*`after` must be fewer than `finetune.env_steps`",
+        ),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_played(
