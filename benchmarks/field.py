@@ -100,6 +100,14 @@ def summarised(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def spread(values: Sequence[float]) -> str:
+    """Return mean and 95% t-interval; one value has no interval."""
+    found = interval(values)
+    if found["ci95_low"] is None:
+        return f"{found['mean']:.2f}"
+    return f"{found['mean']:.2f} ({found['ci95_low']:.2f} to {found['ci95_high']:.2f})"
+
+
 def interval(values: Sequence[float]) -> dict[str, Any]:
     """Return mean and 95% t-interval over seeds; the interval is None for one seed."""
     mean = float(np.mean(values))

@@ -1,20 +1,12 @@
-"""Fine-tune variants of the pipeline in the live environment with several seeds; print a table, draw curves.
+"""What a study of fine-tuning measures, its table and its picture; `benchmarks/study.py` runs it.
 
-    python benchmarks/finetuning.py benchmarks/studies/finetuning.yaml --seeds 0 1 2 --jobs 2
-
-A study as for `benchmarks/study.py`, whose workspace and stages these are; `variants` differ in the section
-`finetune`. The last return of the first one is what steps are counted to. Judged by the last checkpoint
-on episodes from 50,000, which chose nothing; curves are the guard's evaluations, on its own episodes.
+The last return of the study's first variant is what steps are counted to. Judged by the last checkpoint on
+episodes that chose nothing; curves are the guard's evaluations, on its own episodes.
 """
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-import os
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,77 +14,21 @@ import altair as alt
 import numpy as np
 import pandas as pd
 import polars as pl
-import yaml
 
-from field import EVALUATION_SEED, interval
-from macflow.config import check_params
-from macflow.files import read_json, write_json
-from study import Store, params_of, spread
-from workspace import ROOT, merged
+from field import interval, spread
+from macflow.files import read_json
 
 
-def main() -> None:
-    """Run, tabulate and draw."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: print what there is")
-    parser.add_argument("--variants", nargs="+", help="default: all of the study")
-    parser.add_argument("--set", default="{}", metavar="YAML", help="further overrides of params.yaml")
-    parser.add_argument("--workspace", type=Path, help="default: build/studies/NAME")
-    parser.add_argument("--results", type=Path, help="JSON file that runs are added to")
-    parser.add_argument("--picture", type=Path, help="PNG file to draw")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at the same time, one thread each")
-    arguments = parser.parse_args()
-    study = yaml.safe_load(arguments.study.read_text())
-    study["params"] = merged(study.get("params", {}), yaml.safe_load(arguments.set))
-    workspace = (arguments.workspace or Path("build/studies") / arguments.study.stem).absolute()
-    out = arguments.results or workspace / "results.json"
-    results: dict[str, Any] = read_json(out) if out.exists() else {}
-    names = arguments.variants or list(study["variants"])
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-    workers = ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn"))
-    failed = []
-    with workers, ThreadPoolExecutor(2 * arguments.jobs) as pool:
-        store = Store(workspace, workers)
-
-        def run(dataset: str, name: str, seed: int) -> None:
-            found = measured(store, study, dataset, study["variants"][name], seed)
-            with store.lock:
-                results.setdefault(dataset, {}).setdefault(name, {})[str(seed)] = found
-                write_json(out, results)
-
-        runs = {
-            pool.submit(run, dataset, name, seed): (dataset, name, seed)
-            for dataset in study["datasets"]
-            for name in names
-            for seed in arguments.seeds
-        }
-        for future, what in runs.items():
-            if (error := future.exception()) is not None:
-                failed.append(f"{what}: {error}")
-    print_tables(results, list(study["variants"]))
-    if arguments.picture:
-        draw(results, list(study["variants"]), arguments.picture)
-    if failed:
-        sys.exit("\n".join(failed))
-
-
-def measured(
-    store: Store, study: Mapping[str, Any], dataset: str, change: Mapping[str, Any], seed: int
-) -> dict[str, Any]:
-    """Run one variant with one seed, as far as it has not run before, and return what was measured."""
-    params = params_of(study, dataset, change, seed, EVALUATION_SEED)
-    check_params(ROOT / "params.yaml", params)
-    played = read_json(store.made("evaluate_finetuned", params) / "metrics/evaluate_finetuned.json")
-    folder = store.made("finetune", params)
-    tuned = read_json(folder / "metrics/finetune.json")
-    curve = pl.read_csv(folder / "plots/finetune/evaluations.csv")
+def summary_of(tuned: Path, evaluated: Path) -> dict[str, Any]:
+    """Return what a study keeps of one run, from the folders of its stages."""
+    played = read_json(evaluated / "metrics/evaluate_finetuned.json")
+    curve = pl.read_csv(tuned / "plots/finetune/evaluations.csv")
     return {
+        "return": played["last"]["return_mean"],
+        "offline": played["offline"]["return_mean"],
+        "kept": played["kept"]["return_mean"],
         "reference": played["reference"],
-        **{name: played[name]["return_mean"] for name in ("offline", "last", "kept")},
-        "change": tuned.get("change"),
-        "updates": tuned["updates"],
+        "recovery": read_json(tuned / "metrics/finetune.json").get("change"),
         "curve": curve.select("env_steps", "changed", "return_mean", "return_ci95_low").to_dicts(),
     }
 
@@ -109,11 +45,11 @@ def print_tables(results: Mapping[str, Any], order: Sequence[str]) -> None:
         )
         for name in names:
             runs = list(variants[name].values())
-            means = " | ".join(spread([run[key] for run in runs]) for key in ("offline", "last", "kept"))
+            means = " | ".join(spread([run[key] for run in runs]) for key in ("offline", "return", "kept"))
             regained = [
-                "never" if (steps := run["change"]["regained_after_steps"]) is None else f"{steps:.0f}"
+                "never" if (steps := run["recovery"]["regained_after_steps"]) is None else f"{steps:.0f}"
                 for run in runs
-                if run["change"]
+                if run["recovery"]
             ]
             print(
                 f"| {name} | {means} | {spread([100 * way(run) for run in runs])} % "
@@ -126,7 +62,7 @@ def way(run: Mapping[str, Any]) -> float:
     """Return how much of the way from the offline policies to the expert the last ones have come."""
     if run["reference"] is None:
         return float("nan")
-    gain: float = (run["last"] - run["offline"]) / (run["reference"]["expert"] - run["offline"])
+    gain: float = (run["return"] - run["offline"]) / (run["reference"]["expert"] - run["offline"])
     return gain
 
 
@@ -165,7 +101,3 @@ def draw(results: Mapping[str, Any], order: Sequence[str], out: Path) -> None:
         panels.append(band + base.mark_line().encode(y="mean:Q"))
     out.parent.mkdir(parents=True, exist_ok=True)
     alt.hconcat(*panels).save(str(out), scale_factor=2)
-
-
-if __name__ == "__main__":
-    main()

@@ -19,13 +19,13 @@ from typing import Any
 
 import yaml
 
-from field import EVALUATION_SEED
+from field import EVALUATION_SEED, spread
 from macflow.data.minari_store import write_minari
 from macflow.data.record import record_episodes
 from macflow.envs.registry import ENVIRONMENTS, full_kwargs, make_env
 from macflow.files import read_json, replace_directory
 from macflow.policy import load_policy
-from study import Store, params_of, spread
+from study import Store, params_of
 from workspace import ROOT, make_workspace, run_stages
 
 STAGES = ("prepare", "train_flow", "teacher", "train_critic", "distill", "evaluate")

@@ -8,6 +8,7 @@ A study is a YAML file. `variants` maps names to overrides of params.yaml (those
 many transitions as MAC-Flow's three trainings of the same dataset see; `peers` says in which nets, batches.
 Everything is judged by the last checkpoint on the same episodes, which chose no setting: of a variant's
 `grid`, a list of changes, that which does best on other episodes with the first seed is taken for all seeds.
+A study with `measures: finetuning` goes on to fine-tuning (`benchmarks/finetuning.py`).
 
 Stages run in folders named by their parameters and inputs, so variants share what they have in common and
 finished stages are not repeated; change the code, and the workspace must go.
@@ -40,7 +41,8 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from field import EVALUATION_SEED, interval, parameters
+import finetuning
+from field import EVALUATION_SEED, parameters, spread
 from macflow.algorithms.baselines.registry import find_method, settings_of
 from macflow.catalogue import dataset_named
 from macflow.config import check_params
@@ -50,6 +52,8 @@ from workspace import ROOT, merged, stage_command
 
 MEASURED = ("evaluate", "distill", "diagnose")
 TRAININGS = ("flow", "critic", "distill")
+# What a study says under `measures` that is about fine-tuning: variants are judged by its last policies.
+FINETUNING = "finetuning"
 # First evaluation episodes of the runs that choose a setting.
 CHOICE_SEED = 1_000
 # More than any fine-tuning plays.
@@ -122,9 +126,10 @@ def main() -> None:
             for future, what in runs.items():
                 if (error := future.exception()) is not None:
                     failed.append(f"{dataset}, {what}: {error}")
-    print_tables(results, list(study["variants"]))
+    tuning = study.get("measures") == FINETUNING
+    (finetuning.print_tables if tuning else print_tables)(results, list(study["variants"]))
     if arguments.picture:
-        draw(results, list(study["variants"]), arguments.picture)
+        (finetuning.draw if tuning else draw)(results, list(study["variants"]), arguments.picture)
     if failed:
         sys.exit("\n".join(failed))
 
@@ -173,6 +178,8 @@ def measured(
     """
     params = params_of(study, dataset, change, seed, episodes)
     peer = change.get("baseline")
+    if study.get("measures") == FINETUNING:
+        return finetuning.summary_of(store.made("finetune", params), store.made("evaluate_finetuned", params))
     if peer is None:
         return summary_of({stage: store.made(stage, params) / f"metrics/{stage}.json" for stage in MEASURED})
     data = store.made("prepare", params) / "data/prepared"
@@ -407,14 +414,6 @@ def mean_of(runs: Mapping[str, Any], name: str) -> str:
     """Return the mean of a measure over seeds, as text; nothing where runs do not have it."""
     values = [run[name] for run in runs.values() if name in run]
     return f"{np.mean(values):.2f}" if values else ""
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return mean and 95% t-interval; one value has no interval."""
-    found = interval(values)
-    if found["ci95_low"] is None:
-        return f"{found['mean']:.2f}"
-    return f"{found['mean']:.2f} ({found['ci95_low']:.2f} to {found['ci95_high']:.2f})"
 
 
 def draw(results: Mapping[str, Any], order: Sequence[str], out: Path) -> None:

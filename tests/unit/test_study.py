@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import coverage
+import finetuning
 import study
 from macflow.files import read_json
 from macflow.types import ConfigError
@@ -111,6 +112,48 @@ def test_a_study_runs_tabulates_draws_and_repeats_nothing(
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
     study.main()
     assert "==" not in capfd.readouterr().out
+
+
+def test_a_study_of_fine_tuning_judges_the_last_policies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tune = {"env_steps": 60, "n_envs": 2, "warm_up": 0, "batch_size": 8, "evaluate_every": 20}
+    changed = {"change": {"after": 20, "kwargs": {"max_cycles": 4}, "forget": False}}
+    content = {
+        "measures": "finetuning",
+        "datasets": ["game-landmark/expert"],
+        "params": TINY | {"finetune": tune | {"evaluate_episodes": 4}},
+        "variants": {"all": {}, "changed": {"finetune": changed}},
+    }
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    command = ["study.py", str(file), "--seeds", "0", "--jobs", "1", "--workspace", str(tmp_path / "work")]
+    monkeypatch.setattr(sys, "argv", [*command, "--picture", str(tmp_path / "study.png")])
+    study.main()
+    printed = capfd.readouterr().out
+    run = read_json(tmp_path / "work/results.json")["game-landmark/expert"]["changed"]["0"]
+    folders = {folder.name.rsplit("-", 1)[0]: folder for folder in (tmp_path / "work").glob("*-*")}
+    assert {"distill", "finetune", "evaluate_finetuned"} <= folders.keys()
+    judged = [
+        read_json(folder / "metrics/evaluate_finetuned.json")["last"]["return_mean"]
+        for folder in (tmp_path / "work").glob("evaluate_finetuned-*")
+    ]
+    assert run["return"] in judged
+    assert [row["changed"] for row in run["curve"]] == [0, 0, 1, 1, 1]
+    assert f"| changed | {run['offline']:.2f} | {run['return']:.2f} |" in printed
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_steps_are_counted_to_a_goal_and_falls_from_where_a_run_began() -> None:
+    curve = [
+        {"env_steps": steps, "changed": steps > 20, "return_mean": mean, "return_ci95_low": mean - 1}
+        for steps, mean in ((0, 5.0), (10, 3.5), (20, 6.0), (30, 0.0), (40, 8.0))
+    ]
+    run = {"curve": curve, "offline": 5.0, "return": 8.0, "reference": {"random": 0.0, "expert": 11.0}}
+    assert finetuning.reached(run, 6.0) == "20"
+    assert finetuning.reached(run, 9.0) == "> 40"
+    assert finetuning.dip(run) == -0.5
+    assert finetuning.way(run) == 0.5
 
 
 @pytest.mark.parametrize(
