@@ -214,6 +214,7 @@ class FinetuneParams(Section):
     warm_up: Natural
     batch_size: Positive
     learning_rate: PositiveFloat
+    schedule: LearningRateSchedule
     # Share of each batch that is recorded data; the rest was played online.
     offline_fraction: Annotated[float, Field(ge=0, lt=1)]
     # The newest transitions played online that batches are drawn from.

@@ -27,7 +27,7 @@ from macflow.training.actor_critic import CriticLearner
 from macflow.training.artifacts import CriticArtifact, FlowArtifact, TeacherArtifact
 from macflow.training.checkpoint import CheckpointFile, TrainingState
 from macflow.training.exploration import Explorer
-from macflow.training.loop import CurveLog, adam, descend, set_learning_rate
+from macflow.training.loop import CurveLog, adam, descend, learning_rate_of, set_learning_rate
 from macflow.types import Actor, Batch, DataError, MultiAgentSpec
 
 # What an arena finds in a policy: `return_mean` and its interval, `return_ci95_low` and `return_ci95_high`.
@@ -43,6 +43,7 @@ class FinetuneSettings:
     warm_up: int
     batch_size: int
     learning_rate: float
+    schedule: Literal["constant", "cosine"]
     offline_fraction: float
     replay_size: int
     alpha: float
@@ -120,7 +121,6 @@ class FineTuner:
             modules["flow"] = flow.field
             trained += flow.field.parameters()
         self.state = TrainingState(modules, adam(trained), generator)
-        set_learning_rate(self.state.optimizer, settings.learning_rate)
 
     def take_in(self, rows: EpisodeRows, number: int) -> None:
         """Add a wave of episodes, with samples of the flow at their rows.
@@ -313,6 +313,7 @@ def fine_tune(
         counters |= {"env_steps": 0, "episodes": 0, "waves": 0}
         _judge(tuner, arena, name)
     log = CurveLog(name, state, _updates(settings, settings.env_steps), log_every)
+    rate = learning_rate_of(settings.schedule, settings.learning_rate, settings.env_steps)
     explorer = Explorer(tuner.acting(), settings.action_noise)
     while counters["env_steps"] < settings.env_steps:
         if change is not None and counters["env_steps"] >= change.after and "changed_at" not in counters:
@@ -330,8 +331,8 @@ def fine_tune(
         counters["waves"] += 1
         counters["episodes"] += rows.n_episodes
         counters["env_steps"] += len(rows.train_rows)
-        share = min(1.0, before / settings.env_steps)
-        alpha = settings.alpha + (settings.alpha_last - settings.alpha) * share
+        set_learning_rate(state.optimizer, rate(before))
+        alpha = settings.alpha + (settings.alpha_last - settings.alpha) * before / settings.env_steps
         first = state.step
         while state.step < _updates(settings, counters["env_steps"]):
             log.count(tuner.step(alpha))
