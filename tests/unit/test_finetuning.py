@@ -30,11 +30,11 @@ from macflow.policy import Acting, Policy, build_policy, load_policy
 from macflow.stages import evaluate_finetuned, finetune, report_finetuned
 from macflow.training.exploration import Explorer
 from macflow.training.finetuning import Waves
-from macflow.types import Batch, BatchObs, ConfigError, DataError
+from macflow.types import ActionArray, Batch, BatchObs, ConfigError, DataError
 
 CPU = torch.device("cpu")
 # Steps of an episode; three are played at a time.
-WORLDS = {"mpe/spread": 25, "game/payoff": 1, "game/xor": 1}
+WORLDS = {"mpe/spread": 25, "mpe/tag": 25, "game/payoff": 1, "game/xor": 1}
 WAVES = 4
 CASES: dict[str, dict[str, Any]] = {
     "frozen": {},
@@ -112,32 +112,30 @@ def seen(discrete: bool, episodes: int) -> BatchObs:
     return BatchObs(obs, obs.reshape(episodes, -1), legal)
 
 
+def explored(policy: Policy, what: BatchObs, action_noise: float) -> tuple[ActionArray, ActionArray]:
+    """Return what is done exploring, and what the policies alone would have done."""
+    explorer, actor, seeds = Explorer(policy, action_noise), policy.actor(), range(len(what.obs))
+    explorer.reset(seeds)
+    actor.reset(seeds)
+    return explorer.act(what), actor.act(what)
+
+
 @pytest.mark.parametrize("discrete", [False, True])
 def test_without_noise_on_actions_exploring_is_acting(discrete: bool) -> None:
-    policy, what = make_policy(discrete), seen(discrete, 4)
-    explorer, actor = Explorer(policy, 0.0), policy.actor()
-    explorer.reset(range(4))
-    actor.reset(range(4))
-    np.testing.assert_array_equal(explorer.act(what), actor.act(what))
+    acted, meant = explored(make_policy(discrete), seen(discrete, 4), 0.0)
+    np.testing.assert_array_equal(acted, meant)
 
 
 def test_noise_has_its_deviation_and_stays_within_bounds() -> None:
-    policy, what = make_policy(False), seen(False, 3000)
-    explorer, actor = Explorer(policy, 0.1), policy.actor()
-    explorer.reset(range(3000))
-    actor.reset(range(3000))
-    acted, meant = explorer.act(what), actor.act(what)
+    acted, meant = explored(make_policy(False), seen(False, 3000), 0.1)
     inside = np.abs(meant) < 0.5
     assert np.std((acted - meant)[inside]) == pytest.approx(0.1, rel=0.05)
     assert np.abs(acted).max() <= 1
 
 
 def test_stray_actions_are_legal_and_as_frequent_as_asked() -> None:
-    policy, what = make_policy(True), seen(True, 3000)
-    explorer, actor = Explorer(policy, 0.5), policy.actor()
-    explorer.reset(range(3000))
-    actor.reset(range(3000))
-    acted, meant = explorer.act(what), actor.act(what)
+    what = seen(True, 3000)
+    acted, meant = explored(make_policy(True), what, 0.5)
     assert what.legal_actions is not None
     assert np.take_along_axis(what.legal_actions, acted[:, :, None], axis=2).all()
     free = what.legal_actions.sum(axis=2)
@@ -175,7 +173,7 @@ def test_waves_come_back_as_they_were_played(tmp_path: Path, discrete: bool) -> 
         Waves(tmp_path / "w", spec).restore(1)
 
 
-@pytest.fixture(scope="module", params=WORLDS, ids=str)
+@pytest.fixture(scope="module", params=["mpe/spread", "game/payoff", "game/xor"])
 def workspace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("workspace"), request.param)
 
@@ -382,6 +380,21 @@ def test_after_a_change_agents_play_and_are_judged_in_the_changed_world(
     episodes, _, _ = read_minari(out / "data/online")
     for number, episode in enumerate(episodes):
         env = make_env("mpe/spread", {"thrust": 1.0 if number < 6 else 0.0}, 1)
+        env.reset([episode.seed])
+        for action, following in zip(episode.actions, episode.obs[1:], strict=True):
+            np.testing.assert_array_equal(env.step(action[None]).obs[0], following)
+
+
+def test_opponents_can_change_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_workspace(tmp_path / "w", "mpe/tag", "medium")
+    changed = {"after": 75, "kwargs": {"prey": "random"}, "forget": True}
+    out = tune(root, tmp_path / "out", monkeypatch, change=changed)
+    rows, _, meta = read_minari_rows(out / "data/online")
+    assert meta["env"]["kwargs"]["prey"] == "random"
+    # Episodes of the same seeds against the prey named in each half.
+    for number, prey in ((0, "flee"), (11, "random")):
+        episode = rows.episodes()[number]
+        env = make_env("mpe/tag", {"prey": prey}, 1)
         env.reset([episode.seed])
         for action, following in zip(episode.actions, episode.obs[1:], strict=True):
             np.testing.assert_array_equal(env.step(action[None]).obs[0], following)
