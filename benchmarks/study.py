@@ -10,8 +10,8 @@ Everything is judged by the last checkpoint on the same episodes, which chose no
 `grid`, a list of changes, that which does best on other episodes with the first seed is taken for all seeds.
 A study with `measures: finetuning` goes on to fine-tuning (`benchmarks/finetuning.py`).
 
-Stages run in folders named by their parameters and inputs, so variants share what they have in common and
-finished stages are not repeated; change the code, and the workspace must go.
+Stages run in folders named by their parameters, code and inputs, so variants share what they have in common
+and finished stages are not repeated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import math
 import multiprocessing
 import os
 import runpy
-import shutil
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -47,8 +46,10 @@ from macflow.algorithms.baselines.registry import find_method, settings_of
 from macflow.catalogue import dataset_named
 from macflow.config import check_params
 from macflow.files import read_json, write_json
+from macflow.runs.pipeline import Pipeline
+from macflow.runs.store import link
 from macflow.types import ConfigError, MacflowError
-from workspace import ROOT, merged, stage_command
+from workspace import ROOT, merged
 
 MEASURED = ("evaluate", "distill", "diagnose")
 TRAININGS = ("flow", "critic", "distill")
@@ -58,7 +59,7 @@ FINETUNING = "finetuning"
 CHOICE_SEED = 1_000
 # More than any fine-tuning plays.
 ONLINE_EPISODES = 100_000
-STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PIPELINE = Pipeline(ROOT)
 # Games of one step have a handful of distinct transitions.
 GAMES = "game-"
 REPETITIVE = {"prepare": {"max_duplicate_fraction": 1.0}}
@@ -249,15 +250,16 @@ class Store:
         Raises:
             RuntimeError: a stage failed; the message names its log.
         """
-        folder = self.root / f"{stage}-{key_of(stage, params)}"
+        folder = self.root / f"{stage}-{PIPELINE.key(stage, params)}"
         with self._mine(folder):
             if not (folder / "done").exists():
-                inputs = {path: self.made(maker, params) for path, maker in inputs_of(stage, params).items()}
+                inputs = PIPELINE.inputs(stage, params).items()
+                sources = {path: self.made(maker, params) / path for path, maker in inputs}
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "params.yaml").write_text(yaml.safe_dump(dict(params), sort_keys=False))
-                for path, source in inputs.items():
-                    link_folder(source / path, folder / path)
-                self.workers.submit(work, folder, stage_command(folder, stage)[2:]).result()
+                for path, source in sources.items():
+                    link(source, folder / path)
+                self.workers.submit(work, folder, PIPELINE.command(stage, params)[2:]).result()
             return folder
 
     def peer(self, data: Path, how: Mapping[str, Any]) -> Path:
@@ -288,16 +290,6 @@ class Store:
             return self.running.setdefault(folder.name, Lock())
 
 
-def link_folder(source: Path, target: Path) -> None:
-    """Make `target` a copy of `source` that shares its files, unless it is there; whole or not at all."""
-    if target.exists():
-        return
-    fresh = target.with_name(f"{target.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(source, fresh, copy_function=os.link)
-    fresh.rename(target)
-
-
 def work(folder: Path, command: Sequence[str]) -> None:
     """Run a module with its arguments in this process inside `folder`, and mark that done.
 
@@ -324,31 +316,9 @@ def work(folder: Path, command: Sequence[str]) -> None:
     (folder / "done").touch()
 
 
-def inputs_of(stage: str, params: Mapping[str, Any]) -> dict[str, str]:
-    """Return the folders that a stage reads and the stages that make them, by dvc.yaml."""
-    makers = {path: maker for maker, what in STAGES.items() for out in what["outs"] for path in out}
-    needed = [params["prepare"]["raw"] if dep == "${prepare.raw}" else dep for dep in STAGES[stage]["deps"]]
-    return {dep: makers[dep] for dep in needed if dep in makers}
-
-
-def key_of(stage: str, params: Mapping[str, Any]) -> str:
-    """Return a name for the parameters of a stage and of all that it is made from."""
-    own = {name: value_at(params, name) for name in STAGES[stage]["params"]}
-    made_from = {maker: key_of(maker, params) for maker in inputs_of(stage, params).values()}
-    return digest_of([own, made_from])
-
-
 def digest_of(value: Any) -> str:
     """Return a short name for a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def value_at(params: Mapping[str, Any], dotted: str) -> Any:
-    """Return `params["a"]["b"]` for `a.b`."""
-    value: Any = params
-    for name in dotted.split("."):
-        value = value[name]
-    return value
 
 
 def summary_of(files: Mapping[str, Path]) -> dict[str, Any]:

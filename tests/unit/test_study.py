@@ -33,7 +33,11 @@ def params(variant: dict[str, Any], seed: int = 0) -> dict[str, Any]:
 
 
 def keys(variant: dict[str, Any], seed: int = 0) -> dict[str, str]:
-    return {stage: study.key_of(stage, params(variant, seed)) for stage in study.STAGES if stage != "report"}
+    return {
+        stage: study.PIPELINE.key(stage, params(variant, seed))
+        for stage in study.PIPELINE.stages
+        if stage != "report"
+    }
 
 
 @pytest.mark.parametrize(
@@ -44,7 +48,7 @@ def keys(variant: dict[str, Any], seed: int = 0) -> dict[str, str]:
         ({"diagnose": {"q_collapse_ratio": 9.0}}, 0, {"diagnose"}),
         ({"critic": {"mixer": "none"}}, 0, {"train_critic", "distill", "evaluate", "diagnose"}),
         ({}, 1, {"train_flow", "teacher", "train_critic", "distill", "evaluate", "diagnose"}),
-        ({"record": {"seed": 5}}, 0, set(study.STAGES) - {"report"}),
+        ({"record": {"seed": 5}}, 0, set(study.PIPELINE.stages) - {"report"}),
     ],
 )
 def test_only_what_follows_from_a_change_is_run_anew(
@@ -201,8 +205,8 @@ def test_a_grid_is_not_judged_on_the_episodes_that_choose_from_it() -> None:
 
 def test_data_of_ones_own_are_not_recorded() -> None:
     given = params({"prepare": {"raw": "/somewhere/mine"}})
-    assert study.inputs_of("prepare", given) == {}
-    assert study.inputs_of("prepare", params({})) == {"data/raw": "record"}
+    assert study.PIPELINE.inputs("prepare", given) == {}
+    assert study.PIPELINE.inputs("prepare", params({})) == {"data/raw": "record"}
 
 
 def test_subsets_are_what_their_names_say() -> None:

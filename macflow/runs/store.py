@@ -1,0 +1,88 @@
+"""Finished stages in folders named by what they depend on, so that nothing is done twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from macflow.runs.pipeline import Pipeline
+from macflow.types import MacflowError
+
+DONE, LOG = "done", "log.txt"
+
+
+class StageFailedError(MacflowError):
+    """A stage of a run ended with an error; the message is its own last words."""
+
+
+class RunStore:
+    """Runs stages each in a folder of its own, with links to the outputs of those before it.
+
+    Several threads and processes may use one folder: whoever comes second waits for the first.
+    """
+
+    def __init__(self, pipeline: Pipeline, root: Path) -> None:
+        self.pipeline = pipeline
+        self.root = root.absolute()
+
+    def made(self, stage: str, params: Mapping[str, Any]) -> Path:
+        """Return the folder in which `stage` has run with `params`, running it and what it needs if need be.
+
+        Raises:
+            StageFailedError: a stage failed; the message names it, its last words and its log.
+        """
+        folder = self.root / f"{stage}-{self.pipeline.key(stage, params)}"
+        if (folder / DONE).exists():
+            return folder
+        inputs = self.pipeline.inputs(stage, params)
+        sources = {path: self.made(maker, params) / path for path, maker in inputs.items()}
+        sources |= self.pipeline.external(stage, params)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            if not (folder / DONE).exists():
+                text = yaml.safe_dump(dict(params), sort_keys=False)
+                (folder / "params.yaml").write_text(text, encoding="utf-8")
+                for path, source in sources.items():
+                    link(source, folder / path)
+                self._run(stage, params, folder)
+                (folder / DONE).touch()
+        return folder
+
+    def _run(self, stage: str, params: Mapping[str, Any], folder: Path) -> None:
+        with (folder / LOG).open("w") as log:
+            done = subprocess.run(
+                self.pipeline.command(stage, params),
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # The project's sources, of which the folder's name tells, whatever is installed.
+                env={**os.environ, "PYTHONPATH": str(self.pipeline.project)},
+            )
+        if done.returncode:
+            words = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise StageFailedError(
+                f"{stage} ended with code {done.returncode}: {words[-1] if words else 'no word'} "
+                f"(all of it: {folder / LOG})"
+            )
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` share the files of `source`, unless it is there; whole or not at all."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_file():
+        os.link(source, target)
+        return
+    fresh = target.with_name(f"{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(source, fresh, copy_function=os.link)
+    fresh.rename(target)
