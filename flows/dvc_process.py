@@ -1,4 +1,4 @@
-"""Run `dvc` as a child process: live lines, a readable failure, no orphans. Knows nothing of Prefect."""
+"""Run `dvc`, or another program, as a child: live lines, readable failures, no orphans. Knows no Prefect."""
 
 from __future__ import annotations
 
@@ -129,9 +129,9 @@ def environment(root: Path) -> dict[str, str]:
     }
 
 
-def run_dvc(root: Path, *arguments: str, on_line: Callable[[str], None]) -> tuple[int, list[str]]:
-    """Run `dvc ARGUMENTS`, hand on each line as it comes; return the exit status and the last lines."""
-    child = _children.start(tied.command("-m", "dvc", *arguments), root)
+def run_module(root: Path, *arguments: str, on_line: Callable[[str], None]) -> tuple[int, list[str]]:
+    """Run `python -m ARGUMENTS`, hand on each line as it comes; return the exit status and the last lines."""
+    child = _children.start(tied.command("-m", *arguments), root)
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     try:
         assert child.stdout is not None  # a pipe was asked for
@@ -144,6 +144,11 @@ def run_dvc(root: Path, *arguments: str, on_line: Callable[[str], None]) -> tupl
             _end_trees([child.pid])
         child.wait()
         _children.forget(child)
+
+
+def run_dvc(root: Path, *arguments: str, on_line: Callable[[str], None]) -> tuple[int, list[str]]:
+    """Run `dvc ARGUMENTS` as `run_module` does."""
+    return run_module(root, "dvc", *arguments, on_line=on_line)
 
 
 def run_stage(root: Path, stage: str, force: bool, on_line: Callable[[str], None]) -> StageResult:

@@ -41,16 +41,8 @@ def pipeline(force: bool = False, targets: list[str] | None = None, save: bool =
         targets: stages to bring up to date with all that they need; all stages if left out.
         save: keep the result as a DVC experiment named after this run.
     """
-    try:
-        end_with_worker()
+    with ending_children():
         return _run(force, targets, save)
-    except Exception:
-        raise
-    except BaseException:  # cancelled, ended by SIGTERM or Ctrl-C: none of these is an `Exception`
-        _bound_farewell()
-        with _undisturbed():
-            stop_all()
-        raise
 
 
 def _run(force: bool, targets: list[str] | None, save: bool) -> State[Any]:
@@ -98,6 +90,21 @@ def _conclude(stages: list[PlannedStage], futures: dict[str, PrefectFuture[Any]]
             return Failed(message=saved.message)
         done += f"; saved as experiment {runtime.flow_run.get_name()}"
     return Completed(message=done)
+
+
+@contextmanager
+def ending_children() -> Iterator[None]:
+    """End with the worker that started this process, and let all children end with whatever ends this run."""
+    try:
+        end_with_worker()
+        yield
+    except Exception:
+        raise
+    except BaseException:  # cancelled, ended by SIGTERM or Ctrl-C: none of these is an `Exception`
+        _bound_farewell()
+        with _undisturbed():
+            stop_all()
+        raise
 
 
 def end_with_worker() -> None:

@@ -203,6 +203,19 @@ def test_a_failing_stage_is_shown_with_its_own_message(unchanged: Served) -> Non
     assert (project.root / "dvc.lock").read_bytes() == lock
 
 
+def test_a_study_runs_as_a_flow_and_goes_on(unchanged: Served) -> None:
+    project = unchanged.project
+    project.set_params({"training": {"seed": 3}})
+    command = ("prefect", "deployment", "run", "tune/tune", "--watch")
+    project.check(*command, "--param", "trials=1")
+    assert "1 trials; best: number 0" in unchanged.last_run()["state"]["message"]
+    project.check(*command, "--param", "trials=2", "--param", "seeds=1")
+    assert "2 trials; best: number " in unchanged.last_run()["state"]["message"]
+    assert [row["trial"] for row in unchanged.artifact("trials")] == ["0", "1"]
+    assert project.run(*command, "--param", 'params=["distill.alpha=log:2:1"]').returncode == 1
+    assert "needs 0 < LOW < HIGH" in unchanged.last_run()["state"]["message"]
+
+
 def test_an_unknown_target_is_refused(unchanged: Served) -> None:
     assert unchanged.project.run(*RUN, "--param", 'targets=["distil"]').returncode == 1
     message = unchanged.last_run()["state"]["message"]
