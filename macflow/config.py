@@ -237,8 +237,11 @@ class FinetuneParams(Section):
     @field_validator("warm_up")
     @classmethod
     def _something_is_learnt(cls, warm_up: int, info: ValidationInfo) -> int:
-        if warm_up >= info.data.get("env_steps", warm_up + 1):
-            raise ValueError("must be fewer than `finetune.env_steps`, or nothing is learnt")
+        steps, updates = info.data.get("env_steps"), info.data.get("updates_per_step")
+        if steps is not None and updates is not None and updates * (steps - warm_up) < 1:
+            raise ValueError(
+                "must leave a gradient step: `finetune.updates_per_step` times what `finetune.env_steps` is more"
+            )
         return warm_up
 
     @field_validator("change")

@@ -414,7 +414,8 @@ def test_policies_that_choose_among_actions_keep_critics_to_choose_by(
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"warm_up": 400}, ConfigError, r"`finetune.warm_up`: .*fewer than `finetune.env_steps`"),
+        ({"warm_up": 400}, ConfigError, r"`finetune.warm_up`: .*must leave a gradient step"),
+        ({"updates_per_step": 1e-4}, ConfigError, r"`finetune.warm_up`: .*must leave a gradient step"),
         ({"offline_fraction": 1.0}, ConfigError, r"`finetune.offline_fraction`: .*\(received 1.0\)"),
         (
             {"change": {"after": 10, "kwargs": {"thrst": 1.0}, "forget": False}},
