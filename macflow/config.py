@@ -240,7 +240,7 @@ class FinetuneParams(Section):
         steps, updates = info.data.get("env_steps"), info.data.get("updates_per_step")
         if steps is not None and updates is not None and updates * (steps - warm_up) < 1:
             raise ValueError(
-                "must leave a gradient step: `finetune.updates_per_step` times what `finetune.env_steps` is more"
+                "must leave a gradient step: `finetune.updates_per_step` times the steps after it"
             )
         return warm_up
 
