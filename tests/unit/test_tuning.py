@@ -30,7 +30,7 @@ from macflow.types import ConfigError, MacflowError
 ROOT = Path(__file__).parents[2]
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
 BEST = 0.1
-# A pipeline of two stages, whose return is highest where alpha is `BEST`; it counts how often each ran.
+# A pipeline of two stages, which can be killed and run again; its return is highest where alpha is `BEST`. It counts how often each ran.
 TOY = f"""
 import json, math, pathlib, sys, time, yaml
 stage, project = sys.argv[1], pathlib.Path(__file__).parent
@@ -42,12 +42,12 @@ if stage == "distill":
     if alpha > 5:
         sys.exit("alpha is beyond me")
     time.sleep(float((project / "seconds.txt").read_text()))
-    pathlib.Path("models/policy").mkdir(parents=True)
+    pathlib.Path("models/policy").mkdir(parents=True, exist_ok=True)
     pathlib.Path("models/policy/policy.json").write_text(json.dumps([alpha, params["training"]["seed"]]))
 else:
     alpha, seed = json.load(open("models/policy/policy.json"))
     mean = -(math.log10(alpha / {BEST}) ** 2) + 0.001 * seed
-    pathlib.Path("metrics/timings").mkdir(parents=True)
+    pathlib.Path("metrics/timings").mkdir(parents=True, exist_ok=True)
     returns = {{"return_mean": mean, "return_ci95_low": mean - 1, "return_ci95_high": mean + 1}}
     json.dump({{"policy": returns}}, open("metrics/evaluate.json", "w"))
     json.dump({{"policy": {{"latency_us_p50": 100 * alpha}}}}, open("metrics/timings/evaluate.json", "w"))
