@@ -30,7 +30,7 @@ from macflow.types import ConfigError, MacflowError
 ROOT = Path(__file__).parents[2]
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
 BEST = 0.1
-# A pipeline of two stages, which can be killed and run again; its return is highest where alpha is `BEST`. It counts how often each ran.
+# Two stages that can be killed and run again; returns are highest at `BEST`. They write down that they ran.
 TOY = f"""
 import json, math, pathlib, sys, time, yaml
 stage, project = sys.argv[1], pathlib.Path(__file__).parent
