@@ -17,7 +17,7 @@ ENOUGH_TO_TELL = 10
 
 
 def table_of(tuning: Tuning) -> pl.DataFrame:
-    """Return a row per training run: trial, state, parameters, seed, folder, policy's digest, what was measured."""
+    """Return a row per training run: trial, state, parameters, seed, folder, policy's digest, measures."""
     rows = [
         {"trial": trial.number, "state": trial.state.name.lower()} | trial.params | run
         for trial in _shown(tuning)

@@ -1,4 +1,4 @@
-"""An Optuna study over the pipeline: a trial is a set of parameters, its value the return of what they train."""
+"""An Optuna study over the pipeline: a trial is a set of parameters, its value the return that they train."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from macflow.tuning.space import Searched, named, with_values
 from macflow.types import ConfigError, DataError, MacflowError
 
 Objective = Literal["return", "latency"]
-DIRECTIONS: Mapping[Objective, Literal["maximize", "minimize"]] = {"return": "maximize", "latency": "minimize"}
+DIRECTIONS: Mapping[Objective, Literal["maximize", "minimize"]] = {
+    "return": "maximize",
+    "latency": "minimize",
+}
 JOURNAL = "journal.log"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -53,7 +56,7 @@ class Tuning:
         store: RunStore,
         settings: TuningSettings,
     ) -> None:
-        """Open or create the study `name`; `storage` is a database's URL, or None for a journal in the folder.
+        """Open or create the study `name`; `storage` is a database's URL, None for a journal in the folder.
 
         Raises:
             ConfigError: a parameter is unknown, or the study is there with other objectives.
@@ -75,8 +78,8 @@ class Tuning:
         )
         if [direction.name.lower() for direction in self.study.directions] != directions:
             raise ConfigError(
-                f"`--objective`: the study {name!r} has {len(self.study.directions)} other ones; name another "
-                f"study (received {', '.join(settings.objectives)})"
+                f"`--objective`: the study {name!r} has {len(self.study.directions)} other ones; "
+                f"name another study (received {', '.join(settings.objectives)})"
             )
         # A study that goes on must not draw again what it drew before.
         seed = settings.sampler_seed + len(self.study.get_trials(deepcopy=False))
@@ -139,7 +142,9 @@ class Tuning:
             check_params(Path("params.yaml"), params)
             folder = self.store.made("evaluate", params)
             found.append(_measured(folder))
-            runs.append({"seed": seed, "run": folder.name, "policy": digest(folder / "models/policy")} | found[-1])
+            runs.append(
+                {"seed": seed, "run": folder.name, "policy": digest(folder / "models/policy")} | found[-1]
+            )
             # Before a decision to give up, so that what was done is on record.
             trial.set_user_attr("runs", runs)
             if len(self.settings.objectives) == 1:
