@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from macflow.types import ConfigError
-
 if TYPE_CHECKING:
     from macflow.tuning.study import Tuning
 
@@ -57,11 +55,9 @@ def tune(
     The folder of the study keeps Optuna's journal (`optuna-dashboard` reads it), every run with its log, a
     table of the trials and a page. Ctrl-C loses nothing that was finished: the same command goes on.
     """
-    import yaml
-
     from macflow.config import check_params
     from macflow.files import write_text
-    from macflow.params_file import change_params
+    from macflow.params_file import change_params, read_plain
     from macflow.report.tuned import render_page
     from macflow.runs.pipeline import Pipeline
     from macflow.runs.store import RunStore
@@ -69,12 +65,7 @@ def tune(
     from macflow.tuning.space import changes, parse_searched
     from macflow.tuning.study import Tuning, TuningSettings
 
-    try:
-        base: dict[str, Any] = yaml.safe_load(params.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{params}: file not found") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{params}: not valid YAML: {error}") from None
+    base: dict[str, Any] = read_plain(params)
     first: int = check_params(params, base).training.seed
     folder = out / name
     tuning = Tuning(

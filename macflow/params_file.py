@@ -28,6 +28,11 @@ def read_settings(path: Path) -> Any:
     return _read(_yaml(), path)
 
 
+def read_plain(path: Path) -> Any:
+    """Read settings as plain values, without the comments of their file; raises as `read_settings` does."""
+    return _read(YAML(typ="safe"), path)
+
+
 def change_params(
     params: Path, wanted: Mapping[str, Any], where: str, check: Callable[[Params], object] | None = None
 ) -> list[str]:

@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import yaml
 from optuna.trial import BaseTrial
 
 from macflow.types import ConfigError
@@ -45,9 +46,7 @@ def parse_searched(text: str) -> Searched:
     if not equals or not colon or name.count(".") != 1:
         raise ConfigError(f"`--param`: must be {FORM} (received {text!r})")
     if kind == "choice":
-        # YAML's own reading of words and numbers, without anything that could be an object.
-        import yaml
-
+        # YAML's reading of words and numbers; the safe loader makes no objects.
         return Searched(name, "choice", tuple(yaml.safe_load(part) for part in rest.split(",")))
     try:
         match kind:

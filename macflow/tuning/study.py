@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from macflow.config import check_params
 from macflow.files import digest, read_json
 from macflow.runs.store import RunStore
+from macflow.tuning.journal import open_journal
 from macflow.tuning.space import Searched, named, with_values
 from macflow.types import ConfigError, DataError, MacflowError
 
@@ -65,7 +65,7 @@ class Tuning:
         self.settings = settings
         with_values(base, dict.fromkeys(named(searched)))
         folder.mkdir(parents=True, exist_ok=True)
-        kept: str | BaseStorage = storage or JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+        kept: str | BaseStorage = storage or open_journal(folder / JOURNAL)
         # It would tell of a failed trial by a traceback.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         directions = [DIRECTIONS[objective] for objective in settings.objectives]

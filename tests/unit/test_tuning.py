@@ -24,6 +24,7 @@ from macflow.cli import app
 from macflow.report.tuned import TunedContent, render_page
 from macflow.runs.pipeline import Pipeline
 from macflow.runs.store import RunStore, StageFailedError
+from macflow.tuning.journal import open_journal
 from macflow.tuning.space import parse_searched, with_values
 from macflow.types import ConfigError, MacflowError
 
@@ -280,14 +281,13 @@ def test_a_killed_study_loses_no_finished_trial(project: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = subprocess.Popen(command, cwd=project, env=environment, start_new_session=True)
     deadline = time.monotonic() + 60
-    while ran(project).count("evaluate") < 4:
+    # Of five that began, two at most are under way.
+    while ran(project).count("evaluate") < 5:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
-    journal = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(project / "tuning/alpha/journal.log"))
-    )
+    journal = open_journal(project / "tuning/alpha/journal.log")
     killed = optuna.load_study(study_name="alpha", storage=journal).trials
     finished = {trial.number: trial.values for trial in killed if trial.state.is_finished()}
     open_ones = [trial.params for trial in killed if not trial.state.is_finished() and trial.params]
@@ -301,6 +301,33 @@ def test_a_killed_study_loses_no_finished_trial(project: Path) -> None:
     # What was under way is run again.
     for values in open_ones:
         assert values["distill.alpha"] in whole["distill.alpha"].to_list()
+
+
+def test_a_writer_killed_in_the_middle_of_the_journal_is_no_hindrance(project: Path) -> None:
+    tune("--trials", "3")
+    journal = project / "tuning/alpha/journal.log"
+    # Holds the journal's lock for good.
+    code = (
+        "import sys, time; from pathlib import Path; from macflow.tuning.journal import ProcessLock;"
+        "ProcessLock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, f"{journal}.guard"],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        holder.kill()
+    # What Optuna's own lock would have left behind, and half an entry.
+    (project / "tuning/alpha/journal.log.lock").symlink_to("tuning/alpha/journal.log")
+    with journal.open("ab") as file:
+        file.write(b'{"op_code":5,"worker_id":"x')
+    before = pl.read_csv(project / "tuning/alpha/trials.csv")
+    assert "4 trials; best" in tune("--trials", "4")
+    after = pl.read_csv(project / "tuning/alpha/trials.csv")
+    assert after.filter(pl.col("trial") < 3).equals(before)
 
 
 def test_a_study_is_run_by_one_process_at_a_time(project: Path) -> None:
