@@ -1,4 +1,4 @@
-"""Train the agents of a SMAX battle, whose levels of skill datasets are recorded with.
+"""Train the agents of a SMAX battle: for a scenario that no script wins, to record it with some day.
 
     python tools/train_battle.py 5m_vs_6m --steps 20000000 --out battles
 
@@ -223,7 +223,7 @@ def _of(values: Any, index: Any) -> Any:
 
 
 def layers(parameters: Any) -> dict[str, np.ndarray[Any, Any]]:
-    """Return an actor's weights as `macflow.envs.controllers` reads them: w0, b0, w1, ..."""
+    """Return an actor's weights in the layout of the robots' controllers: w0, b0, w1, ..."""
     dense = parameters["params"]
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for index in range(len(HIDDEN) + 1):
