@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from macflow.envs.registry import (
     normalized_return,
     reference_returns,
 )
-from macflow.evaluation.returns import summarise_returns
 from macflow.evaluation.rollout import RolloutResult, latency_us, record_gif, returns_table, rollout
 from macflow.files import replace_directory, write_json
 from macflow.policy import load_policy
 from macflow.stages._common import run_stage
 from macflow.stages._environment import EnvironmentId, check_spec, environment_of
+from macflow.stages._returns import summarise_results
 from macflow.training.artifacts import load_flow
 from macflow.types import Actor, BatchObs, ConfigError
 
@@ -99,20 +98,13 @@ def _metrics(
     results: Mapping[str, RolloutResult],
 ) -> dict[str, Any]:
     reference = reference_returns(arena.id, arena.kwargs)
-    normalise: Callable[[float], float] | None = None
-    if reference is not None:
-        normalise = partial(normalized_return, reference=reference)
-    measured = {
-        name: summarise_returns(result.returns, result.lengths, normalise, params.seed)
-        for name, result in results.items()
-    }
+    measured = summarise_results(results, reference, params.seed)
     mean = float(dataset.returns.mean())
-    normalised = None if normalise is None else normalise(mean)
+    normalised = None if reference is None else normalized_return(mean, reference)
     return measured | {
         "env": arena.id,
         "episodes": params.episodes,
         "seed": params.seed,
-        "reference": reference and {"random": reference["random"], "expert": reference["expert"]},
         "dataset": {"return_mean": mean, "normalized_return": normalised},
         "gain_over_dataset": (
             None if normalised is None else measured["policy"]["normalized_return"] - normalised

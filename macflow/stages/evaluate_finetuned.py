@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from macflow.config import EvaluateParams, TrainingParams, load_section
 from macflow.data.prepared import load_prepared
-from macflow.envs.registry import copies, make_env, normalized_return, reference_returns
-from macflow.evaluation.returns import summarise_returns
+from macflow.envs.registry import copies, make_env, reference_returns
 from macflow.evaluation.rollout import record_gif, returns_table, rollout
 from macflow.files import replace_directory, write_json
 from macflow.policy import load_policy
 from macflow.stages._common import run_stage
 from macflow.stages._environment import EnvironmentId, check_spec, environment_of
+from macflow.stages._returns import summarise_results
 from macflow.training.artifacts import LAST_POLICY
 
 
@@ -48,16 +47,7 @@ def main(arguments: argparse.Namespace) -> None:
             check_spec(where, env.spec, name, policy.spec)
             results[name] = rollout(env, policy.actor(), params.episodes, params.seed)
             print(f"evaluate_finetuned: {name}: mean return {results[name].returns.mean():.2f}", flush=True)
-    reference = reference_returns(home.id, home.kwargs)
-    measured: dict[str, Any] = {
-        name: summarise_returns(
-            result.returns,
-            result.lengths,
-            None if reference is None else lambda value: normalized_return(value, reference),
-            params.seed,
-        )
-        for name, result in results.items()
-    }
+    measured = summarise_results(results, reference_returns(home.id, home.kwargs), params.seed)
     with replace_directory(arguments.out) as folder:
         with closing(make_env(where.id, where.kwargs, 1)) as env:
             record_gif(env, policies["kept"].actor(), params.seed, folder / "episode.gif")
@@ -70,7 +60,6 @@ def main(arguments: argparse.Namespace) -> None:
             "env_kwargs": where.kwargs,
             "episodes": params.episodes,
             "seed": params.seed,
-            "reference": reference and {"random": reference["random"], "expert": reference["expert"]},
         },
     )
 
