@@ -24,6 +24,7 @@ def distillation_loss(
     legal_actions: Tensor | None,
     alpha: float,
     aggregate: Literal["mean", "min"],
+    bound: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return -lambda Q_tot(o, mu_w(o, z)) + alpha mean_i ||mu_w_i(o_i, z_i) - [mu_phi(o, z)]_i||^2 (Eq. 9).
 
@@ -36,6 +37,8 @@ def distillation_loss(
         obs: (B, N, O) normalised. state: (B, S) normalised.
         noise: (B, N, A). teacher: (B, N, A) = mu_phi(o, z) at that noise.
         legal_actions: (B, N, A) bool, or None for continuous actions.
+        bound: weight of the squared distance of continuous outputs from [-1, 1]. Beyond it Q_tot sees the
+            clipped action and has no gradient, so where alpha is 0 nothing else leads back.
     """
     out = policy(obs, noise, legal_actions)  # (B, N, A)
     if legal_actions is None:
@@ -48,6 +51,8 @@ def distillation_loss(
         distill = -log_probabilities.gather(-1, chosen).mean()
     info = {"distill_loss": distill.detach()}
     loss = alpha * distill
+    if bound and legal_actions is None:
+        loss = loss + bound * (out - actions).square().sum(dim=-1).mean()
     if critic is not None:
         q = aggregate_ensemble(critic(obs, state, actions), aggregate)  # (B,)
         scale = q.detach().abs().mean().clamp_min(Q_SCALE_FLOOR)

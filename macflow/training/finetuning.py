@@ -34,6 +34,10 @@ from macflow.types import Actor, Batch, DataError, MultiAgentSpec
 Judgement = Mapping[str, float]
 
 
+# Keeps outputs near [-1, 1] as alpha falls to 0. Inside nothing changes; beyond, nothing competes with it.
+BOUND = 1.0
+
+
 @dataclass(frozen=True)
 class FinetuneSettings:
     """How it is learnt, and for how long; `config.FinetuneParams` says what each setting means."""
@@ -173,6 +177,7 @@ class FineTuner:
             batch.legal_actions,
             alpha,
             artifact.aggregate,
+            BOUND,
         )
         descend(state.optimizer, loss)
         return info | found

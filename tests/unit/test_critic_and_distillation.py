@@ -147,6 +147,32 @@ def test_each_term_reaches_the_policy_and_the_value_term_leaves_the_frozen_criti
         assert all(parameter.grad is None for parameter in critic.parameters())
 
 
+def test_what_lies_beyond_the_bounds_is_led_back_and_nothing_else_changes() -> None:
+    critic = make_critic().requires_grad_(False)
+    g = torch.Generator().manual_seed(2)
+    policy = OneStepPolicy(2, 3, 2, "shared", "individual", [16], g)
+    batch, noise = make_batch(6), torch.randn(6, 2, 2, generator=g)
+
+    def loss(bound: float) -> Tensor:
+        return distillation_loss(
+            policy, critic, batch.obs, batch.state, noise, noise, None, 0.0, "mean", bound
+        )[0]
+
+    assert policy(batch.obs, noise).abs().max() < 1
+    assert torch.equal(loss(0.0), loss(1.0))
+    with torch.no_grad():
+        bias = list(policy.parameters())[-1]
+        bias += torch.tensor([5.0, -5.0])
+    out = policy(batch.obs, noise).detach().numpy()
+    outside = np.maximum(np.abs(out) - 1, 0)
+    added = (loss(2.0) - loss(0.0)).item()
+    assert added == pytest.approx(2 * (outside**2).sum(axis=2).mean(), rel=1e-5)
+    # Without it nothing leads back: the value's gradient stops at the bounds.
+    for weight, signs in ((0.0, [0, 0]), (1.0, [1, -1])):
+        gradient = torch.autograd.grad(loss(weight), bias)[0]
+        assert gradient.sign().flatten().tolist() == signs
+
+
 def test_continuous_loss_equals_its_formula_in_numpy() -> None:
     critic = make_critic().requires_grad_(False)
     policy, loss, info = loss_parts(False, 3.0, critic)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,26 @@ def test_a_start_from_scratch_knows_nothing_of_what_was_learnt_offline(
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     offline = load_file(spread / "policy/policy.safetensors")
     assert not any(torch.equal(weights[0][key], offline[key]) for key in offline if offline[key].any())
+
+
+def test_policies_beyond_the_bounds_come_back_without_a_hold_on_the_flow(
+    spread: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(spread, tmp_path / "far")
+    file = root / "policy/policy.safetensors"
+    weights = load_file(file)
+    save_file(weights | {"net.head.bias": weights["net.head.bias"] + 5}, file)
+    settings = {"alpha": 0.0, "alpha_last": 0.0, "learning_rate": 0.1, "updates_per_step": 0.2}
+    out = tune(root, tmp_path / "out", monkeypatch, **settings)
+    spec = load_policy(root / "policy").spec
+    g = torch.Generator().manual_seed(0)
+    obs = torch.randn(50, spec.n_agents, spec.obs_size, generator=g)
+    noise = torch.randn(50, spec.n_agents, spec.action_size, generator=g)
+    far, near = (
+        load_policy(folder).net(obs, noise) for folder in (root / "policy", out / "models/finetuned/last")
+    )
+    assert far.min() > 3
+    assert near.min() < 1.5
 
 
 def test_recorded_data_have_their_share_of_a_batch(
