@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def distillation_loss(
     legal_actions: Tensor | None,
     alpha: float,
     aggregate: Literal["mean", "min"],
-    bound: float = 0.0,
+    inward: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return -lambda Q_tot(o, mu_w(o, z)) + alpha mean_i ||mu_w_i(o_i, z_i) - [mu_phi(o, z)]_i||^2 (Eq. 9).
 
@@ -37,12 +37,12 @@ def distillation_loss(
         obs: (B, N, O) normalised. state: (B, S) normalised.
         noise: (B, N, A). teacher: (B, N, A) = mu_phi(o, z) at that noise.
         legal_actions: (B, N, A) bool, or None for continuous actions.
-        bound: weight of the squared distance of continuous outputs from [-1, 1]. Beyond it Q_tot sees the
-            clipped action and has no gradient, so where alpha is 0 nothing else leads back.
+        inward: whether Q_tot's gradient reaches continuous outputs beyond [-1, 1] where it leads back inside.
+            The clipped action has none there, so where alpha is 0 policies that left would never return.
     """
     out = policy(obs, noise, legal_actions)  # (B, N, A)
     if legal_actions is None:
-        actions = out.clamp(-1.0, 1.0)
+        actions = _clip_inward(out) if inward else out.clamp(-1.0, 1.0)
         distill = (out - teacher).square().sum(dim=-1).mean()
     else:
         log_probabilities = masked_log_softmax(out, legal_actions)
@@ -51,8 +51,6 @@ def distillation_loss(
         distill = -log_probabilities.gather(-1, chosen).mean()
     info = {"distill_loss": distill.detach()}
     loss = alpha * distill
-    if bound and legal_actions is None:
-        loss = loss + bound * (out - actions).square().sum(dim=-1).mean()
     if critic is not None:
         q = aggregate_ensemble(critic(obs, state, actions), aggregate)  # (B,)
         scale = q.detach().abs().mean().clamp_min(Q_SCALE_FLOOR)
@@ -60,6 +58,25 @@ def distillation_loss(
         loss = loss + q_loss
         info |= {"q_loss": q_loss.detach(), "q_mean": q.detach().mean()}
     return loss, info | {"loss": loss.detach()}
+
+
+class _ClipInward(torch.autograd.Function):
+    """Clip to [-1, 1]; beyond, only gradients whose descent leads back inside are passed on."""
+
+    @staticmethod
+    def forward(ctx: Any, actions: Tensor) -> Tensor:
+        ctx.save_for_backward(actions)
+        return actions.clamp(-1.0, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (actions,) = ctx.saved_tensors
+        outward = ((actions > 1.0) & (gradient < 0)) | ((actions < -1.0) & (gradient > 0))
+        return gradient.masked_fill(outward, 0.0)
+
+
+# PyTorch says nothing of its type.
+_clip_inward: Any = _ClipInward.apply
 
 
 def masked_log_softmax(logits: Tensor, legal_actions: Tensor) -> Tensor:

@@ -34,10 +34,6 @@ from macflow.types import Actor, Batch, DataError, MultiAgentSpec
 Judgement = Mapping[str, float]
 
 
-# Keeps outputs near [-1, 1] as alpha falls to 0. Inside nothing changes; beyond, nothing competes with it.
-BOUND = 1.0
-
-
 @dataclass(frozen=True)
 class FinetuneSettings:
     """How it is learnt, and for how long; `config.FinetuneParams` says what each setting means."""
@@ -179,7 +175,7 @@ class FineTuner:
             batch.legal_actions,
             alpha if self.follows_flow else 0.0,
             artifact.aggregate,
-            BOUND,
+            inward=True,
         )
         descend(state.optimizer, loss)
         return info | found
