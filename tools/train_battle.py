@@ -121,8 +121,11 @@ class Trainer:
 
     def update(self, rate: float) -> None:
         """Play a rollout and learn from it at a learning rate; returns when that is done."""
-        learnt = self._update(self.nets, self.battles, self.key, jnp.float32(rate))
-        self.nets, self.battles, self.key = jax.block_until_ready(learnt)
+        self.nets, self.battles, self.key = self._update(
+            self.nets, self.battles, self.key, jnp.float32(rate)
+        )
+        # One program makes all three.
+        self.key.block_until_ready()
 
     def test(self, seed: int) -> tuple[float, float, float]:
         """Return mean return, its deviation and the share of victories."""
