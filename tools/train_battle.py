@@ -121,9 +121,7 @@ class Trainer:
 
     def update(self, rate: float) -> None:
         """Play a rollout and learn from it at a learning rate; returns when that is done."""
-        self.nets, self.battles, self.key = self._update(
-            self.nets, self.battles, self.key, jnp.float32(rate)
-        )
+        self.nets, self.battles, self.key = self._update(self.nets, self.battles, self.key, jnp.float32(rate))
         # One program makes all three.
         self.key.block_until_ready()
 
