@@ -1,4 +1,4 @@
-"""Train the agents of a SMAX battle: for a scenario that no script wins, to record it with some day.
+"""Train the agents of a SMAX battle, for a scenario that no script wins.
 
     python tools/train_battle.py 5m_vs_6m --steps 20000000 --out battles
 

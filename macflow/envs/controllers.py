@@ -36,7 +36,11 @@ class Controller:
     def __init__(self, spec: MultiAgentSpec, robot: str, levels: Sequence[Level]) -> None:
         self._spec = spec
         self._levels = levels
-        self._nets = [_load(FOLDER / robot / f"{level.weights}.safetensors", spec) for level in levels]
+        sizes = (spec.state_size, spec.n_agents * spec.action_size)
+        self._nets = [
+            load_layers(FOLDER / robot / f"{level.weights}.safetensors", sizes, "tools/train_controller.py")
+            for level in levels
+        ]
         self._episodes: list[Generator] = []
         self._chosen: list[int] = []
 
@@ -50,7 +54,7 @@ class Controller:
         # One episode at a time: a product of matrices rounds differently for another number of rows, and
         # a robot's motion soon shows it.
         for row, (rng, level, state) in enumerate(zip(self._episodes, self._chosen, seen.state, strict=True)):
-            mean = _forward(self._nets[level], state).reshape(n, size)
+            mean = np.tanh(hidden_and_head(self._nets[level], state)).reshape(n, size)
             noise = self._levels[level].noise * rng.standard_normal((n, size), np.float32)
             actions[row] = np.clip(mean + noise, -1.0, 1.0)
         return actions
@@ -64,24 +68,32 @@ def replay_levels(robot: str) -> list[str]:
 Layers = list[tuple[FloatArray, FloatArray]]
 
 
-def _load(file: Path, spec: MultiAgentSpec) -> Layers:
-    """Read the layers w0, b0, w1, b1, ... of a controller."""
+def load_layers(file: Path, sizes: tuple[int, int], maker: str) -> Layers:
+    """Read the layers w0, b0, w1, b1, ... of a net.
+
+    Args:
+        sizes: numbers in and out that the environment needs.
+        maker: what makes the file, for the message where it is not there.
+
+    Raises:
+        DataError: naming the file that is missing or of other sizes.
+    """
     if not file.is_file():
-        raise DataError(f"{file}: file not found; tools/train_controller.py makes it")
+        raise DataError(f"{file}: file not found; {maker} makes it")
     arrays = load_file(file)
     layers = [(arrays[f"w{index}"], arrays[f"b{index}"]) for index in range(len(arrays) // 2)]
-    sizes = (layers[0][0].shape[0], layers[-1][0].shape[1])
-    wanted = (spec.state_size, spec.n_agents * spec.action_size)
-    if sizes != wanted:
-        raise DataError(f"{file}: maps {sizes[0]} to {sizes[1]} numbers, the environment needs {wanted}")
+    found = (layers[0][0].shape[0], layers[-1][0].shape[1])
+    if found != sizes:
+        raise DataError(
+            f"{file}: maps {found[0]} to {found[1]} numbers, the environment needs {sizes[0]} to {sizes[1]}"
+        )
     return layers
 
 
-def _forward(layers: Layers, state: FloatArray) -> FloatArray:
-    """Return the mean action: hidden layers with ReLU, hyperbolic tangent at the end."""
-    x = state
+def hidden_and_head(layers: Layers, x: FloatArray) -> FloatArray:
+    """Return a net's outputs (..., outputs) at x (..., inputs): hidden layers with ReLU, a linear head."""
     for weight, bias in layers[:-1]:
         x = np.maximum(x @ weight + bias, 0.0)
     weight, bias = layers[-1]
-    mean: FloatArray = np.tanh(x @ weight + bias)
-    return mean
+    out: FloatArray = x @ weight + bias
+    return out

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from macflow.envs.base import BatchedEnv
-from macflow.envs.entry import EnvEntry, Kwargs, Reference, kwargs_key, measured, needs, versions
-from macflow.envs.smax_scripts import outnumbered, qualities
+from macflow.envs.entry import EnvEntry, Kwargs, measured, needs, versions
+from macflow.envs.smax_scripts import outnumbered, scripted
 
 # Allies against enemies of jaxmarl's scenarios.
 SCENARIOS = {
@@ -38,27 +38,12 @@ def _battle(scenario: str) -> Callable[[SmaxKwargs, int], BatchedEnv]:
 # Mean returns of `random` and `expert`.
 MEASURED = {
     "3m": (0.176, 1.705),
+    "5m_vs_6m": (0.14, 1.381),
     "8m": (0.178, 1.504),
     "2s3z": (0.206, 1.807),
     "smacv2_5_units": (0.266, 1.673),
     "smacv2_10_units": (0.292, 1.746),
 }
-# No script is an expert here; 2, every enemy dead and the bonus, is the most that there is.
-OUTNUMBERED: Reference = {
-    "random": 0.14,
-    "expert": 2.0,
-    "how": "python -m macflow.envs.references smax/5m_vs_6m --episodes 1000 --behaviours random; "
-    "expert: the highest return possible, a victory",
-}
-
-
-def _references(scenario: str) -> Mapping[str, Reference]:
-    if scenario in MEASURED:
-        random, expert = MEASURED[scenario]
-        return measured(f"smax/{scenario}", {}, random=random, expert=expert)
-    return MappingProxyType({kwargs_key({}): OUTNUMBERED})
-
-
 ENTRIES: Mapping[str, EnvEntry] = MappingProxyType(
     {
         f"smax/{scenario}": EnvEntry(
@@ -68,8 +53,10 @@ ENTRIES: Mapping[str, EnvEntry] = MappingProxyType(
             action_kind="discrete",
             version=versions("jaxmarl", "jax"),
             missing=needs("smax", "jaxmarl", "jax"),
-            behaviours=outnumbered() if scenario == "5m_vs_6m" else qualities(scenario in GATHER),
-            references=_references(scenario),
+            behaviours=outnumbered(scenario) if scenario == "5m_vs_6m" else scripted(scenario in GATHER),
+            references=measured(
+                f"smax/{scenario}", {}, random=MEASURED[scenario][0], expert=MEASURED[scenario][1]
+            ),
         )
         for scenario, description in SCENARIOS.items()
     }
