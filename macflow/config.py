@@ -196,8 +196,7 @@ class ChangeParams(Section):
     # Environment steps after which episodes are played with these keywords on top of the data's.
     after: Positive
     kwargs: Annotated[dict[str, Any], Field(min_length=1)]
-    # true: what was recorded or played before is left out of batches from then on, and a frozen flow, which
-    # imitates it, no longer holds the policies.
+    # true: what was recorded or played before is left out of batches from then on.
     forget: bool
 
 

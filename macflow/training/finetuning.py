@@ -72,7 +72,7 @@ class Change:
     # Environment steps after which episodes are played there.
     after: int
     arena: Arena
-    # Whether what was played or recorded before is then left out of batches, and the frozen flow left behind.
+    # Whether batches then leave out what was played or recorded before.
     forget: bool
 
 
@@ -103,7 +103,6 @@ class FineTuner:
         self.recorded = recorded
         self.recorded_teacher = teacher
         self.offline_fraction = settings.offline_fraction
-        self.follows_flow = True
         self.replay = ReplaySampler(flow.spec, flow.normalizer, settings.replay_size, device)
         empty = torch.zeros((0, *teacher.noise.shape[1:]), device=device)
         self.replay_teacher = TeacherArtifact(empty, empty)
@@ -150,10 +149,9 @@ class FineTuner:
         )
 
     def forget(self) -> None:
-        """Leave what was recorded, and what was played so far, out of batches, and a frozen flow behind."""
+        """Leave what was recorded, and what was played so far, out of batches from here on."""
         self.replay.forget()
         self.offline_fraction = 0.0
-        self.follows_flow = self.settings.flow == "refreshed"
 
     def step(self, alpha: float) -> dict[str, Tensor]:
         """Take one step of critics and policies (Eq. 1, 9) on a mixed batch and return scalars to log."""
@@ -173,7 +171,7 @@ class FineTuner:
             noise,
             teacher,
             batch.legal_actions,
-            alpha if self.follows_flow else 0.0,
+            alpha,
             artifact.aggregate,
             inward=True,
         )

@@ -406,29 +406,6 @@ def test_after_a_change_agents_play_and_are_judged_in_the_changed_world(
             np.testing.assert_array_equal(env.step(action[None]).obs[0], following)
 
 
-@pytest.mark.parametrize(
-    ("forget", "flow", "alike"),
-    [(True, "frozen", True), (True, "refreshed", False), (False, "frozen", False)],
-)
-def test_who_forgets_is_no_longer_held_to_a_flow_that_stays_behind(
-    spread: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: bool, flow: str, alike: bool
-) -> None:
-    settings = {"change": {"after": 75, "kwargs": {"thrust": -1.0}, "forget": forget}, "warm_up": 75}
-    weights = []
-    for alpha in (0.0, 5.0):
-        out = tune(
-            spread,
-            tmp_path / f"alpha-{alpha}",
-            monkeypatch,
-            **settings,
-            flow=flow,
-            alpha=alpha,
-            alpha_last=alpha,
-        )
-        weights.append((out / "models/finetuned/last/policy.safetensors").read_bytes())
-    assert (weights[0] == weights[1]) == alike
-
-
 def test_opponents_can_change_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_workspace(tmp_path / "w", "mpe/tag", "medium")
     changed = {"after": 75, "kwargs": {"prey": "random"}, "forget": True}
