@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from macflow import cli_baseline, cli_dataset, cli_run, cli_tune
+from macflow import cli_baseline, cli_dataset, cli_export, cli_run, cli_tune
 from macflow.cli_common import AsJson, EnvKwargs, check_fit, chosen_env, parse_kwargs, print_json
 from macflow.types import MacflowError
 
@@ -47,6 +47,8 @@ app = typer.Typer(
 )
 app.add_typer(cli_dataset.app, name="dataset")
 app.add_typer(cli_baseline.app, name="baseline")
+app.add_typer(cli_export.export_app, name="export")
+app.add_typer(cli_export.bench_app, name="bench")
 app.command()(cli_run.run)
 app.command()(cli_tune.tune)
 

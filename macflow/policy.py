@@ -15,9 +15,10 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from macflow.acting import checked_legal, checked_obs, standard_normal
 from macflow.actions import decode_actions
 from macflow.algorithms.distillation import masked_log_softmax
 from macflow.algorithms.flow_matching import one_hot_of_best_legal
@@ -108,9 +109,9 @@ class Policy:
         legal = np.ones((1, n, a), np.bool_)
         indices = {agent: self._index(agent) for agent in obs}
         for agent, i in indices.items():
-            rows[0, i, : self.spec.obs_dims[i]] = self._checked_obs(agent, i, obs[agent])
+            rows[0, i, : self.spec.obs_dims[i]] = checked_obs(agent, self.spec.obs_dims[i], obs[agent])
             if legal_actions is not None and agent in legal_actions:
-                legal[0, i] = self._checked_legal(agent, legal_actions[agent])
+                legal[0, i] = checked_legal(agent, a, legal_actions[agent])
         masks = legal if self.spec.discrete else None
         chosen: dict[str, Any] = {}
         # Agents that have acted equally often share a pass: as a rule, all of them.
@@ -165,10 +166,10 @@ class Policy:
         """Return the noise (M, N, A) of a step; with individual noise that of the given agents, else zero."""
         m, n, a = self.acting.best_of, self.spec.n_agents, self.spec.action_size
         if self.net.noise == "common":
-            return self.acting.noise * _standard_normal(self._seed, (step,), (m, n, a))
+            return self.acting.noise * standard_normal(self._seed, (step,), (m, n, a))
         noise = np.zeros((m, n, a), np.float32)
         for i in agents:
-            noise[:, i] = self.acting.noise * _standard_normal(self._seed, (step, i), (m, a))
+            noise[:, i] = self.acting.noise * standard_normal(self._seed, (step, i), (m, a))
         return noise
 
     def _index(self, agent: str) -> int:
@@ -178,24 +179,6 @@ class Policy:
             raise ValueError(
                 f"agent id must be one of {list(self.spec.agent_ids)}, received {agent!r}"
             ) from None
-
-    def _checked_obs(self, agent: str, index: int, obs: ArrayLike) -> NDArray[np.float32]:
-        array = np.asarray(obs, np.float32)
-        size = self.spec.obs_dims[index]
-        if array.shape != (size,):
-            raise ValueError(f"observation of {agent!r} must have shape ({size},), received {array.shape}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"observation of {agent!r} must be finite, received {array.tolist()}")
-        return array
-
-    def _checked_legal(self, agent: str, legal: ArrayLike) -> NDArray[np.bool_]:
-        array = np.asarray(legal, np.bool_)
-        if array.shape != (self.spec.action_size,) or not array.any():
-            raise ValueError(
-                f"legal actions of {agent!r} must be {self.spec.action_size} flags with at least one set, "
-                f"received {array.tolist()}"
-            )
-        return array
 
 
 class AgentPolicy:
@@ -209,11 +192,6 @@ class AgentPolicy:
         """Choose this agent's action from its own observation (O_i,)."""
         legal = None if legal_actions is None else {self.agent_id: legal_actions}
         return self._policy.act({self.agent_id: obs}, legal)[self.agent_id]
-
-
-def _standard_normal(seed: int, key: tuple[int, ...], shape: tuple[int, ...]) -> FloatArray:
-    stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
-    return stream.standard_normal(shape, np.float32)
 
 
 # Environments seed their own streams with the same numbers; the policies' noise must not repeat them.
