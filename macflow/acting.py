@@ -28,7 +28,7 @@ def checked_obs(agent: str, size: int, obs: ArrayLike) -> NDArray[np.float32]:
 
 
 def checked_legal(agent: str, size: int, legal: ArrayLike) -> NDArray[np.bool_]:
-    """Return an agent's legal actions as flags; raises `ValueError` where none is set or the size is wrong."""
+    """Return an agent's legal actions as flags; raises `ValueError` where none is set or of a wrong size."""
     array = np.asarray(legal, np.bool_)
     if array.shape != (size,) or not array.any():
         raise ValueError(
