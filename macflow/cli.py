@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from macflow import cli_baseline, cli_dataset, cli_export, cli_run, cli_tune
+from macflow import cli_baseline, cli_dataset, cli_export, cli_run, cli_sweep, cli_tune
 from macflow.cli_common import AsJson, EnvKwargs, check_fit, chosen_env, parse_kwargs, print_json
 from macflow.types import MacflowError
 
@@ -51,6 +51,7 @@ app.add_typer(cli_export.export_app, name="export")
 app.add_typer(cli_export.bench_app, name="bench")
 app.command()(cli_run.run)
 app.command()(cli_tune.tune)
+app.add_typer(cli_sweep.app, name="sweep")
 
 
 def main() -> None:

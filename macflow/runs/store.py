@@ -21,6 +21,13 @@ DONE, LOG = "done", "log.txt"
 class StageFailedError(MacflowError):
     """A stage of a run ended with an error; the message is its own last words."""
 
+    @classmethod
+    def of(cls, what: str, code: int, log: Path) -> StageFailedError:
+        """Return the error of what ended with `code`, by its log."""
+        words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = words[-1] if words else "no word"
+        return cls(f"{what} ended with code {code}: {last} (all of it: {log})")
+
 
 class RunStore:
     """Runs stages each in a folder of its own, with links to the outputs of those before it.
@@ -67,11 +74,7 @@ class RunStore:
                 env={**os.environ, "PYTHONPATH": str(self.pipeline.project)},
             )
         if done.returncode:
-            words = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise StageFailedError(
-                f"{stage} ended with code {done.returncode}: {words[-1] if words else 'no word'} "
-                f"(all of it: {folder / LOG})"
-            )
+            raise StageFailedError.of(stage, done.returncode, folder / LOG)
 
 
 def link(source: Path, target: Path) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.metadata
 import os
 import platform
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from macflow.files import write_json
+from macflow.parent import die_with_parent
 from macflow.types import MacflowError
 
 RUN_CARDS = Path("metrics/run_cards")
@@ -45,7 +44,7 @@ def run_stage(
     Writes `metrics/run_cards/NAME.json` after success: the facts that differ between identical
     runs (times, versions, machine), which DVC therefore does not hash.
     """
-    _die_with_parent()
+    die_with_parent()
     parser = argparse.ArgumentParser(prog=f"python -m macflow.stages.{name}", description=main.__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file")
     add_arguments(parser)
@@ -57,17 +56,6 @@ def run_stage(
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     _write_run_card(name, started)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to end this process when its parent (DVC) ends, however it ends."""
-    if sys.platform == "linux":
-        # A starter that ignores SIGTERM hands that down, and the request would then do nothing.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-        if os.getppid() != parent:  # the parent ended before the request was made
-            sys.exit(1)
 
 
 def _write_run_card(name: str, started: float) -> None:

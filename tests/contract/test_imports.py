@@ -30,6 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Runs of stages beside DVC, and studies over them.
     "runs": {"types", "files"},
     "tuning": {"types", "files", "config", "runs", "report"},
+    "parent": set(),
+    "sweeps": {"types", "files", "parent", "runs"},
     "params_file": {"types", "files", "config"},
     # Names what environments record and importers fetch, so it knows both.
     "catalogue": {"types", "files", "envs", "data"},
@@ -43,6 +45,7 @@ EVERYTHING = {
     "cli_export",
     "cli_listing",
     "cli_run",
+    "cli_sweep",
     "cli_tune",
 }
 

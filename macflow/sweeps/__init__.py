@@ -1,0 +1,1 @@
+"""Sweeps: every method on every dataset with every seed, as runs that are never done twice."""
