@@ -158,6 +158,9 @@ def runner_of(engine: Engine, jobs: int, address: str | None) -> Iterator[TaskRu
 @contextmanager
 def _ray_runner(jobs: int, address: str | None) -> Iterator[TaskRunner[Any]]:
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    if address is None:
+        # What keeps Ray to loopback where it makes no clusters; a node's address alone does not.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if address is None and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         # Nobody else is to know it: made for this run, and handed down to the cluster's processes alone.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -167,7 +170,6 @@ def _ray_runner(jobs: int, address: str | None) -> Iterator[TaskRunner[Any]]:
         own = {
             "num_cpus": jobs,
             "include_dashboard": False,
-            "_node_ip_address": LOOPBACK,
             "_temp_dir": folder,
             "log_to_driver": False,
         }

@@ -24,8 +24,14 @@ class StageFailedError(MacflowError):
     @classmethod
     def of(cls, what: str, code: int, log: Path) -> StageFailedError:
         """Return the error of what ended with `code`, by its log."""
-        words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = words[-1] if words else "no word"
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no word"]
+        # Our own messages begin with who speaks, and may have several lines.
+        own = [at for at, line in enumerate(lines) if line.startswith((f"{what.split()[0]}: ", "macflow: "))]
+        words = lines[own[-1] :] if own else lines[-1:]
+        if own and not any(line.startswith("Traceback") for line in words):
+            last = "; ".join(line.strip() for line in words).partition(": ")[2]
+        else:
+            last = lines[-1]
         return cls(f"{what} ended with code {code}: {last} (all of it: {log})")
 
 
