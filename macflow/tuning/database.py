@@ -16,6 +16,8 @@ from macflow.types import ConfigError, DataError
 # A trial under way is signed this often; unsigned for the longer time, it is run again by who asks next.
 HEARTBEAT_SECONDS = 10
 GIVEN_UP_AFTER_SECONDS = 60
+# Where libpq takes a password from, beside the URL's own place for it.
+SECRET_OPTIONS = ("password", "sslpassword")
 
 
 def open_database(text: str) -> RDBStorage:
@@ -76,7 +78,7 @@ def _reason(error: BaseException, url: URL) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     said = " ".join(str(error).split())
-    options = [value for values in url.normalized_query.values() for value in values]
+    options = [value for name in SECRET_OPTIONS for value in url.normalized_query.get(name, ())]
     for secret in filter(None, [url.password, *options]):
         said = said.replace(secret, "***")
     return said
