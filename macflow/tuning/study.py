@@ -87,9 +87,11 @@ class Tuning:
                 f"`--objective`: the study {name!r} has {len(self.study.directions)} other ones; "
                 f"name another study (received {', '.join(settings.objectives)})"
             )
-        # A study that goes on must not draw again what it drew before.
-        seed = settings.sampler_seed + len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = optuna.samplers.TPESampler(seed=seed)
+        # A study that goes on must not draw again what it drew before, nor what another process draws now.
+        drawn = len(self.study.get_trials(deepcopy=False))
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=None if self.database else settings.sampler_seed + drawn
+        )
 
     def run(self) -> None:
         """Run trials until there are as many as asked for, those of earlier calls included.
