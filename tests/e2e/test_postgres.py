@@ -131,35 +131,50 @@ def test_prefect_keeps_its_state_in_postgresql(project: Project, postgres: Datab
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = project.root / "prefect.toml"
-    settings.write_text(settings.read_text().replace(":4200/", f":{port}/"))
-    url = postgres.url("prefect", "+asyncpg")
-    project = WithVariables(project.root, {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url})
-    served = Served(project, f"http://127.0.0.1:{port}/api")
-    try:
-        served.start()
-        project.set_params({"diagnose": {"samples": 7}})
-        project.check(*RUN)
-        assert set(served.outcomes()) == OFFLINE
-        assert served.outcomes()["diagnose"] == "ran"
-        refused = project.run(
-            "prefect", "deployment", "run", "tune/tune", "--watch",
-            "--param", "storage=postgresql+psycopg://macflow:another@127.0.0.1/studies",
-        )  # fmt: skip
-        assert refused.returncode == 1
-        assert served.last_run()["state"]["message"].startswith("storage: must hold no password")
-        with urllib.request.urlopen(f"{served.api}/admin/settings", timeout=10) as answer:  # noqa: S310
-            settings_shown = json.load(answer)
-        assert PASSWORD not in json.dumps(settings_shown)
-        runs = served.ask("flow_runs/filter")
-        logs = served.ask("logs/filter")
-        assert PASSWORD not in json.dumps([runs, logs])
-    finally:
-        served.stop()
+    api = f"http://127.0.0.1:{port}/api"
+    # As in deploy/kubernetes, with the worker's own script.
+    database = {
+        "DRIVER": "postgresql+asyncpg",
+        "HOST": "127.0.0.1",
+        "PORT": str(postgres.port),
+        "NAME": "prefect",
+        "USER": "macflow",
+        "PASSWORD": PASSWORD,
+    }
+    variables = {f"PREFECT_SERVER_DATABASE_{name}": value for name, value in database.items()}
+    server = WithVariables(project.root, variables)
+    project = WithVariables(project.root, {"PREFECT_API_URL": api})
+    served = Served(project, api)
+
+    def registered() -> bool:
+        try:
+            return bool(served.ask("deployments/filter")) and served.worker() is not None
+        except OSError:
+            return False
+
+    serving = server.start("prefect", "server", "start", "--port", str(port))
+    worker = project.start("deploy/worker.sh", "worker")
+    wait_until(registered, 120, "server and worker are up")
+    project.set_params({"diagnose": {"samples": 7}})
+    project.check(*RUN)
+    assert set(served.outcomes()) == OFFLINE
+    assert served.outcomes()["diagnose"] == "ran"
+
+    tune = ("prefect", "deployment", "run", "tune/tune", "--watch")
+    url = "postgresql+psycopg://macflow:another@127.0.0.1/studies"
+    assert project.run(*tune, "--param", f"storage={url}").returncode == 1
+    assert served.last_run()["state"]["message"].startswith("storage: must hold no password")
+    with urllib.request.urlopen(f"{api}/admin/settings", timeout=10) as answer:  # noqa: S310
+        assert PASSWORD not in answer.read().decode()
+    assert PASSWORD not in json.dumps([served.ask("flow_runs/filter"), served.ask("logs/filter")])
+    for process in (worker, serving):
+        process.terminate()
+        process.wait(30)
     states = postgres.ask("prefect", "select state_type::text from flow_run order by expected_start_time")
     assert states == [("COMPLETED",), ("FAILED",)]
     assert not list((project.root / ".prefect").glob("*.db"))
-    assert said_anywhere(project.root) == []
+    # The logs of server and worker lie beside the project.
+    assert said_anywhere(project.root.parent) == []
 
 
 def test_a_study_is_shared_through_postgresql(fresh: Project, postgres: Database, tmp_path: Path) -> None:
