@@ -8,7 +8,7 @@ export PREFECT_HOME="$PWD/.prefect" DO_NOT_TRACK=1 DVC_NO_ANALYTICS=1 GX_ANALYTI
 export DVC_SITE_CACHE_DIR="$PWD/.dvc/tmp/site"
 pool=$(python -c 'import yaml; print(yaml.safe_load(open("prefect.yaml"))["deployments"][0]["work_pool"]["name"])')
 until said=$(prefect --no-prompt work-pool ls 2>&1); do
-  echo "worker: $PREFECT_API_URL does not answer yet: $(tail -n 2 <<<"$said" | head -n 1)" >&2
+  echo "worker: trying again: $PREFECT_API_URL: $(tail -n 2 <<<"$said" | head -n 1)" >&2
   sleep 5
 done
 prefect --no-prompt work-pool create "$pool" --type process --overwrite

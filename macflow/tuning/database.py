@@ -16,6 +16,7 @@ from macflow.types import ConfigError, DataError
 # A trial under way is signed this often; unsigned for the longer time, it is run again by who asks next.
 HEARTBEAT_SECONDS = 10
 GIVEN_UP_AFTER_SECONDS = 60
+FAILURES = (SQLAlchemyError, StorageInternalError)
 # Where libpq takes a password from, beside the URL's own place for it.
 SECRET_OPTIONS = ("password", "sslpassword")
 
@@ -48,7 +49,7 @@ def open_database(text: str) -> RDBStorage:
             f"`--storage`: no driver for {url.drivername!r} is installed; for PostgreSQL: "
             f"pip install 'macflow[postgres]', and postgresql+psycopg://... (received {shown(url)})"
         ) from None
-    except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+    except (*FAILURES, RuntimeError) as error:
         raise ConfigError(f"`--storage`: {shown(url)}: {_reason(error, url)}") from None
 
 
@@ -61,16 +62,26 @@ def answering(storage: RDBStorage) -> Iterator[None]:
     """
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError) as error:
+    except Exception as error:
+        # Optuna's own clean-up fails for the same reason and hides it behind another error.
+        lost = next((one for one in _chain(error) if isinstance(one, FAILURES)), None)
+        if lost is None:
+            raise
         url = storage.engine.url
         raise DataError(
-            f"{shown(url)}: {_reason(error, url)}; the same command goes on from the last finished trial"
+            f"{shown(url)}: {_reason(lost, url)}; the same command goes on from the last finished trial"
         ) from None
 
 
 def shown(url: URL) -> str:
     """Return the URL without password and options, which may hold one too."""
     return url.set(query={}).render_as_string(hide_password=True)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _reason(error: BaseException, url: URL) -> str:
