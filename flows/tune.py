@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
@@ -26,6 +27,11 @@ def tune(
     write: bool = False,
 ) -> State[Any]:
     """Run `macflow tune NAME` with these options; cancelled or killed, the next run of that name goes on."""
+    if storage is not None and _has_password(storage):
+        return Failed(
+            message="storage: must hold no password, everyone can see a run's parameters; give the worker "
+            "MACFLOW_STORAGE or PGPASSWORD in its environment (what was received is not shown)"
+        )
     with ending_children():
         log = get_run_logger()
         for repair in begin_run(ROOT):
@@ -40,6 +46,11 @@ def tune(
             return Failed(message=tail[-1] if tail else f"macflow tune ended with code {status}")
         create_table_artifact(key="trials", table=_trials(name), description=f"Trials of the study {name}.")
         return Completed(message=next(line for line in tail if " trials; best: " in line))
+
+
+def _has_password(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.password is not None or "password" in parse_qs(parts.query)
 
 
 def _trials(name: str) -> list[dict[str, Any]]:

@@ -44,7 +44,12 @@ def tune(
         list[ObjectiveName], typer.Option(help="Repeatable: return (more), latency (less).")
     ] = [ObjectiveName.returns],  # noqa: B006
     storage: Annotated[
-        str | None, typer.Option(help="URL of a database for the study; a journal file if not given.")
+        str | None,
+        typer.Option(
+            envvar="MACFLOW_STORAGE",
+            help="URL of a database for the study; a journal file if not given. One with a password belongs "
+            "into the environment: everyone can see a command.",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of studies.")] = Path("tuning"),
     params: Annotated[Path, typer.Option(help="What trials start from.")] = Path("params.yaml"),

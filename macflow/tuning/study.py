@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +12,13 @@ from typing import Any, Literal
 import optuna
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage
+from optuna.study import MaxTrialsCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from macflow.config import check_params
 from macflow.files import digest, read_json
 from macflow.runs.store import RunStore
+from macflow.tuning.database import answering, open_database
 from macflow.tuning.journal import open_journal
 from macflow.tuning.space import Searched, named, with_values
 from macflow.types import ConfigError, DataError, MacflowError
@@ -59,13 +62,16 @@ class Tuning:
         """Open or create the study `name`; `storage` is a database's URL, None for a journal in the folder.
 
         Raises:
-            ConfigError: a parameter is unknown, or the study is there with other objectives.
+            ConfigError: a parameter is unknown, the database cannot be opened, or the study is there with
+                other objectives.
         """
         self.folder, self.base, self.searched, self.store = folder, base, searched, store
         self.settings = settings
         with_values(base, dict.fromkeys(named(searched)))
+        # Shared with other processes, perhaps on other machines; a journal belongs to this folder alone.
+        self.database = open_database(storage) if storage else None
         folder.mkdir(parents=True, exist_ok=True)
-        kept: str | BaseStorage = storage or open_journal(folder / JOURNAL)
+        kept: BaseStorage = self.database or open_journal(folder / JOURNAL)
         # It would tell of a failed trial by a traceback.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         directions = [DIRECTIONS[objective] for objective in settings.objectives]
@@ -81,32 +87,45 @@ class Tuning:
                 f"`--objective`: the study {name!r} has {len(self.study.directions)} other ones; "
                 f"name another study (received {', '.join(settings.objectives)})"
             )
-        # A study that goes on must not draw again what it drew before.
-        seed = settings.sampler_seed + len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = optuna.samplers.TPESampler(seed=seed)
+        # A study that goes on must not draw again what it drew before, nor what another process draws now.
+        drawn = len(self.study.get_trials(deepcopy=False))
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=None if self.database else settings.sampler_seed + drawn
+        )
 
     def run(self) -> None:
         """Run trials until there are as many as asked for, those of earlier calls included.
 
-        Trials that were under way when an earlier call was killed are run again.
+        Trials that were under way when an earlier call was killed are run again; in a database, which others
+        may be using, once they have not been heard of for a minute.
 
         Raises:
             ConfigError: another process is running this study's folder.
+            DataError: the database no longer answers.
         """
         try:
             held = FileLock(self.folder / "running.lock").acquire(timeout=0)
         except Timeout:
             raise ConfigError(f"{self.folder}: is being tuned by another process; see `--jobs`") from None
-        with held:
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                self.study.tell(trial.number, state=TrialState.FAIL)
-                if trial.params:
-                    self.study.enqueue_trial(trial.params)
+        with held, answering(self.database) if self.database else nullcontext():
+            if self.database is None:
+                self._repeat_unfinished()
             left = self.settings.trials - len(self.finished())
             if left > 0:
                 self.study.optimize(
-                    self._trial, n_trials=left, n_jobs=self.settings.jobs, catch=(MacflowError,)
+                    self._trial,
+                    n_trials=left,
+                    n_jobs=self.settings.jobs,
+                    catch=(MacflowError,),
+                    # Others who work on the same study bring it to its end sooner.
+                    callbacks=[MaxTrialsCallback(self.settings.trials, states=FINISHED)],
                 )
+
+    def _repeat_unfinished(self) -> None:
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            if trial.params:
+                self.study.enqueue_trial(trial.params)
 
     def finished(self) -> list[FrozenTrial]:
         """Return the trials that were judged, wholly or as far as it was worth it."""
