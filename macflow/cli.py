@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from macflow import cli_baseline, cli_dataset, cli_run, cli_tune
+from macflow import cli_baseline, cli_dataset, cli_promote, cli_run, cli_signing, cli_tune
 from macflow.cli_common import AsJson, EnvKwargs, check_fit, chosen_env, parse_kwargs, print_json
 from macflow.types import MacflowError
 
@@ -47,8 +47,10 @@ app = typer.Typer(
 )
 app.add_typer(cli_dataset.app, name="dataset")
 app.add_typer(cli_baseline.app, name="baseline")
+app.add_typer(cli_signing.app, name="lineage")
 app.command()(cli_run.run)
 app.command()(cli_tune.tune)
+app.command()(cli_promote.promote)
 
 
 def main() -> None:

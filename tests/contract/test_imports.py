@@ -29,6 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runs": {"types", "files"},
     "tuning": {"types", "files", "config", "runs", "report"},
     "params_file": {"types", "files", "config"},
+    # Attestations, promotion and cards: no training, no torch.
+    "lineage": {"types", "files", "data"},
     # Names what environments record and importers fetch, so it knows both.
     "catalogue": {"types", "files", "envs", "data"},
 }
@@ -37,9 +39,12 @@ EVERYTHING = {
     "cli",
     "cli_baseline",
     "cli_common",
+    "cli_cards",
     "cli_dataset",
     "cli_listing",
+    "cli_promote",
     "cli_run",
+    "cli_signing",
     "cli_tune",
 }
 
