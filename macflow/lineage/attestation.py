@@ -281,7 +281,7 @@ def _walk(
 
 
 def _run_card(project: Project, stage: str) -> list[dict[str, Any]]:
-    """Return the card of the stage's last run here (versions, machine, times); no hash ties it to the bundle."""
+    """Return the stage's last run card: versions, machine, times. No hash ties it to the bundle."""
     file = project.root / RUN_CARDS / f"{stage}.json"
     if not file.is_file():
         return []
