@@ -35,6 +35,8 @@ def promote(
     from macflow.lineage.promotion import carry_out, make_plan
 
     root = Path(".")
+    if not (root / "dvc.yaml").is_file():
+        raise ConfigError("dvc.yaml: file not found; run this in the project's folder")
     if show:
         _list(root, as_json)
         return

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from macflow.files import digest
 from macflow.lineage.keys import key_id
-from macflow.lineage.locked import Project, committed_at, git, project_of
+from macflow.lineage.locked import ATTESTATION, Project, committed_at, git, project_of
 from macflow.types import DataError
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -65,7 +65,7 @@ class Attested:
 def attestation_of(path: Path) -> Path:
     """Return where the attestation of a bundle lies: beside it, so that the bundle's own hash stays."""
     bundle = path if path.name not in ("", "..") else path.resolve()
-    return bundle.with_name(f"{bundle.name}.attestation.json")
+    return bundle.with_name(f"{bundle.name}{ATTESTATION}")
 
 
 def make_statement(path: Path) -> dict[str, Any]:

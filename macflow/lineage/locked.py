@@ -15,6 +15,8 @@ import yaml
 from macflow.types import DataError
 
 LOCK = "dvc.lock"
+# End of an attestation's file name.
+ATTESTATION = ".attestation.json"
 # Names in one message.
 SHOWN = 5
 
@@ -178,7 +180,8 @@ def committed_at(project: Project, path: Path) -> tuple[str, str]:
     if not project.holds(key, locked):
         raise DataError(f"{path}: not what {LOCK} records for it; run: dvc repro {stage}")
     project.lock.check_consistent(stage)
-    check_clean(project.root)
+    # One that is signed anew differs, and made nothing.
+    check_clean(project.root, f"*{ATTESTATION}")
     tracked = set(filter(None, git(project.root, "ls-files", "-z").split("\0")))
     if LOCK not in tracked:
         raise DataError(f"{project.root / LOCK}: not in git; commit it first")
@@ -195,9 +198,10 @@ def committed_at(project: Project, path: Path) -> tuple[str, str]:
     return git(project.root, "rev-parse", "HEAD").strip(), stage
 
 
-def check_clean(root: Path) -> None:
-    """Raise `DataError`, naming them, where files that git has differ from the last commit."""
-    lines = git(root, "status", "--porcelain", "--untracked-files=no").splitlines()
+def check_clean(root: Path, *but: str) -> None:
+    """Raise `DataError`, naming them, where git's files, `but` for some, differ from the last commit."""
+    aside = [f":(exclude){pattern}" for pattern in but]
+    lines = git(root, "status", "--porcelain", "--untracked-files=no", "--", ":/", *aside).splitlines()
     if lines:
         names = ", ".join(line[3:] for line in lines[:SHOWN]) + (", ..." if lines[SHOWN:] else "")
         raise DataError(f"{root}: differs from the last commit ({names}); commit or restore it first")

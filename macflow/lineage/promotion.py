@@ -12,9 +12,12 @@ import math
 import re
 import subprocess
 import sys
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -27,6 +30,7 @@ from macflow.types import ConfigError, DataError, MacflowError
 FIRST_VERSION = "v1.0.0"
 VERSION = re.compile(r"v(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
 NUMBERS = (int, float)
+STAGES_SHOWN = 3
 
 
 class Rule(BaseModel):
@@ -210,14 +214,22 @@ def carry_out(root: Path, plan: Plan) -> tuple[str, ...]:
     from scmrepo.exceptions import SCMError
 
     made: list[str] = []
+    _pass_the_second(root, plan)
     try:
         if plan.new:
             found = gto.api.register(
                 root, plan.artifact, plan.commit, version=plan.version, message=plan.message
             )
             made.append(str(found.tag))
+        # Forced, for GTO holds that a version stays in a stage for ever; it may come back here.
         found = gto.api.assign(
-            root, plan.artifact, plan.stage, version=plan.version, message=plan.message, simple=False
+            root,
+            plan.artifact,
+            plan.stage,
+            version=plan.version,
+            message=plan.message,
+            simple=False,
+            force=True,
         )
         made.append(str(found.tag))
     except (GTOException, SCMError, OSError, KeyError, ValueError) as error:
@@ -228,32 +240,34 @@ def carry_out(root: Path, plan: Plan) -> tuple[str, ...]:
 
 
 def registered_versions(root: Path, artifact: str) -> tuple[Version, ...]:
-    """Return the registered versions of an artifact, the newest first."""
-    from gto.exceptions import ArtifactNotFound, GTOException
-    from gto.registry import GitRegistry
+    """Return the registered versions of an artifact, the highest first.
 
-    try:
-        with GitRegistry.from_url(root) as registry:
-            state = registry.get_state()
-            try:
-                found = state.find_artifact(artifact)
-            except ArtifactNotFound:
-                return ()
-            # Of a stage that several versions were assigned to, the last one counts.
-            now = {name: stages[0].version for name, stages in found.get_vstages().items() if stages}
-            versions = [
-                Version(
-                    v.version,
-                    v.commit_hexsha,
-                    v.created_at,
-                    tuple(sorted(name for name, holder in now.items() if holder == v.version)),
-                    frozenset(s.stage for s in v.get_vstages(active_only=False)),
-                )
-                for v in found.get_versions()
-                if v.is_registered
-            ]
-    except GTOException as error:
-        raise DataError(f"{root}: GTO cannot read the registry: {error}") from None
+    In a stage is the version that was assigned to it last: the one that `dvc artifacts get` takes.
+    """
+    commits: dict[str, tuple[str, datetime]] = {}
+    now: dict[str, str] = {}
+    once: defaultdict[str, set[str]] = defaultdict(set)
+    for event in _events(root, artifact):
+        match event.action:
+            case "register":
+                commits[event.version] = (event.commit, event.made)
+            case "deregister":
+                commits.pop(event.version, None)
+            case "assign":
+                now[event.stage] = event.commit
+                once[event.commit].add(event.stage)
+            case "unassign" if now.get(event.stage) == event.commit:
+                del now[event.stage]
+    versions = (
+        Version(
+            name,
+            commit,
+            made,
+            tuple(sorted(stage for stage, holder in now.items() if holder == commit)),
+            frozenset(once[commit]),
+        )
+        for name, (commit, made) in commits.items()
+    )
     return tuple(sorted(versions, key=lambda v: _numbers(v.name), reverse=True))
 
 
@@ -262,6 +276,47 @@ def artifacts_at(root: Path, commit: str) -> Mapping[str, Mapping[str, Any]]:
     content = yaml.safe_load(file_at(root, commit, "dvc.yaml"))
     found: Mapping[str, Mapping[str, Any]] = content.get("artifacts") or {}
     return found
+
+
+@dataclass(frozen=True)
+class _Event:
+    """What one of GTO's tags says."""
+
+    action: str
+    # Empty where the tag is not about one.
+    version: str
+    stage: str
+    commit: str
+    made: datetime
+    counter: int
+
+
+def _events(root: Path, artifact: str) -> list[_Event]:
+    """Return what the tags of an artifact say, in the order of their making."""
+    from gto.tag import find, parse_name
+    from scmrepo.exceptions import SCMError
+    from scmrepo.git import Git
+
+    found = []
+    try:
+        scm = Git(str(root), search_parent_directories=True)
+    except SCMError as error:
+        raise DataError(f"{root}: git cannot be read: {error}") from None
+    with closing(scm):
+        for tag in find(name=artifact, scm=scm):
+            said = parse_name(tag.name)
+            found.append(
+                _Event(
+                    said["action"].value,
+                    said.get("version", ""),
+                    said.get("stage", ""),
+                    tag.target,
+                    datetime.fromtimestamp(tag.tag_time, UTC),
+                    int(said.get("counter", 0)),
+                )
+            )
+    # Tags know whole seconds only; of one second the higher counter is the later.
+    return sorted(found, key=lambda event: (event.made, event.counter))
 
 
 class _Record:
@@ -301,6 +356,13 @@ class _Record:
             return json.loads(text)
         except json.JSONDecodeError as error:
             raise DataError(f"{file} at {self.commit[:12]}: not valid JSON: {error}") from None
+
+
+def _pass_the_second(root: Path, plan: Plan) -> None:
+    """Wait for the next second where the stage was assigned in this one: DVC sorts tags by whole seconds."""
+    made = [event.made for event in _events(root, plan.artifact) if event.stage == plan.stage]
+    if made:
+        time.sleep(min(1.0, max(0.0, max(made).timestamp() + 1 - time.time())))
 
 
 def _choose(
@@ -354,7 +416,9 @@ def _check_status(root: Path, record: _Record, files: list[str]) -> None:
         raise DataError(f"{root}: dvc status: {' '.join(done.stderr.split())}")
     changed = json.loads(done.stdout)
     if changed:
-        told = "; ".join(f"{stage}: {_changes(entries)}" for stage, entries in changed.items())
+        listed = [f"{stage}: {_changes(entries)}" for stage, entries in changed.items()]
+        more = f"; and {len(listed) - STAGES_SHOWN} more stages" if len(listed) > STAGES_SHOWN else ""
+        told = "; ".join(listed[:STAGES_SHOWN]) + more
         raise DataError(f"not up to date, by dvc status ({told}); run `dvc repro` and commit, or `dvc pull`")
 
 

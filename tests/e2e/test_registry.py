@@ -150,6 +150,11 @@ def test_a_signed_policy_is_checked_with_nothing_but_the_files(project: Project,
     attestation = project.root / "models/policy.attestation.json"
     project.check("git", "add", "models/policy.attestation.json")
     project.check("git", "commit", "--quiet", "--message=signed")
+    # With another key: the present attestation differs from the commit then, which is no obstacle.
+    succeed(project, "lineage", "keygen", "--out", str(tmp_path / "others"))
+    for key in (tmp_path / "others", keys):
+        succeed(project, "lineage", "sign", "models/policy", "--key", str(key / "macflow.key"))
+    project.check("git", "checkout", "--quiet", "models/policy.attestation.json")
     received = tmp_path / "received"
     received.mkdir()
     for path in ("models/policy", "models/policy.attestation.json"):

@@ -15,7 +15,7 @@ from test_cli import fail, run
 
 from macflow.files import write_json
 from macflow.lineage.locked import Lock, dvc_md5
-from macflow.lineage.promotion import Bound, make_plan, read_rules, registered_versions
+from macflow.lineage.promotion import Bound, carry_out, make_plan, read_rules, registered_versions
 from macflow.types import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +96,10 @@ class Registry:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    # Who tags, for git as GTO calls it.
+    monkeypatch.setenv("GIT_COMMITTER_NAME", "test")
+    monkeypatch.setenv("GIT_COMMITTER_EMAIL", "test@example.org")
     (tmp_path / "project").mkdir()
     return Registry(tmp_path / "project")
 
@@ -246,6 +249,21 @@ def test_production_must_not_get_worse(registry: Registry, now: dict[str, Any], 
         ("v2.0.0", ("staging",)),
         ("v1.0.0", ("production",)),
     ]
+
+
+def test_a_version_can_come_back(registry: Registry) -> None:
+    registry.make("old", {"evaluate": evaluation(12), "diagnose": diagnosis()}, "v1.0.0")
+    registry.make("new", {"evaluate": evaluation(12), "diagnose": diagnosis()}, "v2.0.0")
+    for version in ("v1.0.0", "v2.0.0", "v1.0.0"):
+        tags = carry_out(registry.root, plan(registry, "staging", version))
+        holder = next(v for v in registered_versions(registry.root, "policy") if v.stages)
+        assert holder.name == version
+        # As DVC has it: the last of them by time.
+        latest = registry.git("for-each-ref", "--sort=-taggerdate", "--count=1", "--format=%(refname:short)",
+                              "refs/tags/policy#*")  # fmt: skip
+        assert tags == (latest,)
+    registry.git("tag", "--annotate", "policy#staging!#4", "policy@v1.0.0^{}", "--message=by hand")
+    assert not any(v.stages for v in registered_versions(registry.root, "policy"))
 
 
 def test_metrics_that_the_lock_does_not_know_are_refused(registry: Registry) -> None:
