@@ -75,13 +75,17 @@ class Subject:
             return Metrics(file, None, f"{file} is missing")
         if self.stage is None or not self._tied(file):
             return Metrics(file, None, f"{file} is not of this version of {self.path}, by dvc.lock")
-        return Metrics(file, read_json(self.project.root / file))
+        return Metrics(file, self._read(file))
 
     def beside(self, file: str) -> Metrics:
         """Read a JSON file of the project that DVC does not keep, such as timings: nothing ties it."""
         if self.project is None or not (self.project.root / file).is_file():
             return Metrics(file, None, f"{file} is missing")
-        return Metrics(file, read_json(self.project.root / file))
+        return Metrics(file, self._read(file))
+
+    def _read(self, file: str) -> Mapping[str, Any]:
+        assert self.project is not None
+        return checked_mapping(self.project.root / file, read_json(self.project.root / file))
 
     def _tied(self, file: str) -> bool:
         assert self.project is not None
@@ -133,7 +137,9 @@ def with_interval(content: Mapping[str, Any], mean: str) -> Markdown:
     base = mean.removesuffix("_mean")
     low, high = content.get(f"{base}_ci95_low"), content.get(f"{base}_ci95_high")
     shown = markdown(content[mean])
-    return shown if low is None or high is None else Markdown(f"{shown} ({low:.4g} to {high:.4g})")
+    return (
+        shown if low is None or high is None else Markdown(f"{shown} ({markdown(low)} to {markdown(high)})")
+    )
 
 
 def settings_text(values: Any) -> str:

@@ -25,7 +25,12 @@ def git(root: Path, *arguments: str) -> str:
     """Return what git prints; raises `DataError` with git's own words where it fails."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=60, check=False
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=60,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DataError(f"{root}: git cannot be run: {error}") from None

@@ -53,6 +53,10 @@ def policy_card(path: Path, baselines: Sequence[Path]) -> str:
     manifest = checked_mapping(file, read_json(file), "spec", "acting", "params", "made_from")
     spec = MultiAgentSpec.from_dict(manifest["spec"])
     env = manifest.get("env")
+    if env is not None:
+        checked_mapping(file, env, "kwargs")
+    if lacking := {"noise", "best_of"} - manifest["acting"].keys():
+        raise DataError(f"{file}: `acting.{min(lacking)}` is missing")
     source = manifest.get("source") or {}
     subject = Subject(path)
     finetuned = "finetune" in manifest["params"]
@@ -67,7 +71,9 @@ def policy_card(path: Path, baselines: Sequence[Path]) -> str:
     measured = evaluation.content
     returns = _returns(measured, FINETUNED_ROWS if finetuned else OFFLINE_ROWS)
     # That file times models/policy, whatever else is evaluated.
-    latency = None if finetuned or measured is None or timings.content is None else timings.content["policy"]
+    latency = None
+    if not finetuned and measured is not None and timings.content is not None:
+        latency = checked_mapping(Path(TIMINGS), timings.content, "policy")["policy"]
     checks = {} if diagnosis.content is None else diagnosis.content["checks"]
     title = f"MAC-Flow policy for {'an unknown environment' if env is None else env['id']}"
     attestation = attestation_of(path)

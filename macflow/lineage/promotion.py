@@ -169,7 +169,9 @@ def make_plan(root: Path, artifact: str, stage: str, version: str | None, rules_
     wanted = rules.root[artifact][stage]
     check_clean(root)
     head = git(root, "rev-parse", "HEAD").strip()
-    file_at(root, head, rules_file.absolute().relative_to(root.absolute()).as_posix())
+    if not rules_file.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"{rules_file}: must lie in the project and be committed with it")
+    file_at(root, head, rules_file.resolve().relative_to(root.resolve()).as_posix())
     versions = registered_versions(root, artifact)
     chosen = _choose(root, artifact, versions, head, version)
     name, commit, new = (chosen.name, chosen.commit, False) if chosen else (version, head, True)
@@ -273,8 +275,11 @@ def registered_versions(root: Path, artifact: str) -> tuple[Version, ...]:
 
 def artifacts_at(root: Path, commit: str) -> Mapping[str, Mapping[str, Any]]:
     """Return the section `artifacts` of dvc.yaml at a commit."""
-    content = yaml.safe_load(file_at(root, commit, "dvc.yaml"))
-    found: Mapping[str, Mapping[str, Any]] = content.get("artifacts") or {}
+    try:
+        content = yaml.safe_load(file_at(root, commit, "dvc.yaml"))
+        found: Mapping[str, Mapping[str, Any]] = content.get("artifacts") or {}
+    except (yaml.YAMLError, AttributeError) as error:
+        raise DataError(f"dvc.yaml at {commit[:12]}: no pipeline of DVC's: {error!r}") from None
     return found
 
 

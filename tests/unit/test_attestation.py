@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from test_cli import fail, run
+from typer.testing import CliRunner
 
+from macflow import cli
 from macflow.cli_signing import FROM_ENVIRONMENT
 from macflow.lineage.attestation import files_of, make_statement, verify
 from macflow.lineage.keys import make_keys, read_private_key, read_public_key
@@ -283,6 +285,18 @@ def test_a_passphrase_is_taken_from_the_environment(
     assert "wrong passphrase" in fail(capsys, "lineage", "sign", bundle, "--key", private)
     monkeypatch.delenv(FROM_ENVIRONMENT)
     assert FROM_ENVIRONMENT in fail(capsys, "lineage", "sign", bundle, "--key", private)
+
+
+def test_a_passphrase_is_asked_for(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FROM_ENVIRONMENT, raising=False)
+    folder = tmp_path / "keys"
+    asked = ["lineage", "keygen", "--out", str(folder), "--passphrase"]
+    made = CliRunner().invoke(cli.app, asked, input="one\ntwo\nsame\nsame\n")
+    assert made.exit_code == 0, made.output
+    assert "same" not in made.output
+    assert isinstance(read_private_key(folder / "macflow.key", lambda: b"same"), Ed25519PrivateKey)
+    with pytest.raises(DataError, match="wrong passphrase"):
+        read_private_key(folder / "macflow.key", lambda: b"one")
 
 
 def test_only_ed25519_keys_are_taken(tmp_path: Path) -> None:

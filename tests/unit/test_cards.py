@@ -257,6 +257,23 @@ def test_baselines_are_shown_as_measured(tmp_path: Path, capsys: pytest.CaptureF
     assert "`method` is missing" in fail(capsys, "policy", "card", bundle, "--baseline", file)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"spec": None}, "`spec` must be an object"),
+        ({"spec": {"agents": 3}}, "wrong keys"),
+        ({"acting": {"noise": 1.0}}, "`acting.best_of` is missing"),
+        ({"env": "mpe/spread"}, "must hold a JSON object"),
+    ],
+)
+def test_a_manifest_of_another_form_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], words: str
+) -> None:
+    bundle = save_bundle(tmp_path, "game/xor")
+    write_json(bundle / "policy.json", manifest_of("game/xor", {}) | change)
+    assert words in fail(capsys, "policy", "card", bundle)
+
+
 def test_listed_datasets_have_cards_before_they_are_here(capsys: pytest.CaptureFixture[str]) -> None:
     facts = json.loads((Path(__file__).parents[2] / "macflow" / "dataset_facts.json").read_text())
     card = run("dataset", "card", "mpe-spread/medium")

@@ -299,6 +299,7 @@ def test_what_is_not_committed_is_refused(registry: Registry) -> None:
         (["nothing", "--stage", "staging"], "has no rules for `nothing` (it has policy)"),
         (["--stage", "nowhere"], "has no stage `nowhere` for `policy` (it has staging, production)"),
         ([], "`--stage`: is needed"),
+        (["--stage", "staging", "--rules", "../promotion.yaml"], "must lie in the project"),
         (["--stage", "staging", "--version", "1.0"], "must be such as v1.0.0 (received '1.0')"),
         (["--stage", "staging", "--version", "v3.0.0"], "the last commit is policy v1.0.0 already"),
     ],
@@ -311,6 +312,7 @@ def test_mistakes_are_told(
     words: str,
 ) -> None:
     registry.make("good", {"evaluate": evaluation(12), "diagnose": diagnosis()}, "v1.0.0")
+    (registry.root.parent / "promotion.yaml").write_text(yaml.safe_dump(RULES))
     monkeypatch.chdir(registry.root)
     assert words in fail(capsys, "promote", *arguments)
     assert registry.git("tag", "--list") == "policy@v1.0.0"
