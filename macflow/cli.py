@@ -14,7 +14,17 @@ from typing import Annotated, Any
 
 import typer
 
-from macflow import cli_baseline, cli_dataset, cli_export, cli_run, cli_sweep, cli_tune
+from macflow import (
+    cli_baseline,
+    cli_cards,
+    cli_dataset,
+    cli_export,
+    cli_promote,
+    cli_run,
+    cli_signing,
+    cli_sweep,
+    cli_tune,
+)
 from macflow.cli_common import AsJson, EnvKwargs, check_fit, chosen_env, parse_kwargs, print_json
 from macflow.types import MacflowError
 
@@ -49,9 +59,12 @@ app.add_typer(cli_dataset.app, name="dataset")
 app.add_typer(cli_baseline.app, name="baseline")
 app.add_typer(cli_export.export_app, name="export")
 app.add_typer(cli_export.bench_app, name="bench")
+app.add_typer(cli_cards.policy_app, name="policy")
+app.add_typer(cli_signing.app, name="lineage")
 app.command()(cli_run.run)
 app.command()(cli_tune.tune)
 app.add_typer(cli_sweep.app, name="sweep")
+app.command()(cli_promote.promote)
 
 
 def main() -> None:

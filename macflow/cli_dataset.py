@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from macflow.cli_cards import dataset_card
 from macflow.cli_common import AsJson, EnvKwargs, describe_agents, parse_kwargs, print_json
 from macflow.types import ConfigError, DataError, MacflowError
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from macflow.types import MultiAgentSpec
 
 app = typer.Typer(no_args_is_help=True, help="Look at, record, import and export multi-agent data.")
+
+app.command("card")(dataset_card)
 
 
 class ImportFormat(StrEnum):

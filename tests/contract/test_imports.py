@@ -33,6 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parent": set(),
     "sweeps": {"types", "files", "parent", "runs"},
     "params_file": {"types", "files", "config"},
+    # Attestations, promotion and cards: no training, no torch.
+    "lineage": {"types", "files", "data"},
     # Names what environments record and importers fetch, so it knows both.
     "catalogue": {"types", "files", "envs", "data"},
 }
@@ -41,11 +43,14 @@ EVERYTHING = {
     "cli",
     "cli_baseline",
     "cli_common",
+    "cli_cards",
     "cli_dataset",
     "cli_export",
     "cli_listing",
+    "cli_promote",
     "cli_run",
     "cli_sweep",
+    "cli_signing",
     "cli_tune",
 }
 

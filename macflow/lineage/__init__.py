@@ -1,0 +1,1 @@
+"""Where artifacts come from, and what vouches for it."""
