@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from macflow import cli_baseline, cli_dataset, cli_run, cli_tune
+from macflow import cli_baseline, cli_dataset, cli_lineage, cli_run, cli_tune
 from macflow.cli_common import AsJson, EnvKwargs, check_fit, chosen_env, parse_kwargs, print_json
 from macflow.types import MacflowError
 
@@ -30,6 +30,7 @@ Examples:
   macflow evaluate models/policy --episodes 200
   macflow run models/policy --episodes 10
   macflow tune alpha --trials 20 --jobs 2
+  macflow lineage models/policy
   macflow dataset list --available
   macflow dataset record mpe-spread/expert --out my-data
 
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_dataset.app, name="dataset")
 app.add_typer(cli_baseline.app, name="baseline")
+app.add_typer(cli_lineage.lineage_app, name="lineage")
 app.command()(cli_run.run)
 app.command()(cli_tune.tune)
 

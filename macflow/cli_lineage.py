@@ -1,0 +1,88 @@
+"""`macflow lineage`: from any policy back to its data; other modules add commands to `lineage_app`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from macflow.cli_common import AsJson, print_json
+from macflow.types import MacflowError
+
+if TYPE_CHECKING:
+    from macflow.lineage.project import Project
+
+DIFFERENCES = 1
+UNREADABLE = 2
+UNCHECKED = 3
+
+ProjectFolder = Annotated[
+    Path | None,
+    typer.Option("--project", help="The project to look in; that of PATH, or of this folder, if not given."),
+]
+
+
+class _ShowFirst(TyperGroup):
+    """A group whose first word may be what to show: `macflow lineage models/policy`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        named = args and args[0] in {*self.commands, "--help"}
+        return super().parse_args(ctx, args if named or not args else ["show", *args])
+
+
+lineage_app = typer.Typer(
+    cls=_ShowFirst,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="From any policy back to its data: show it, prove it, compare two, find what a dataset led to.",
+)
+
+
+class Format(StrEnum):
+    """How a lineage is written."""
+
+    tree = "tree"
+    json = "json"
+
+
+@lineage_app.command()
+def show(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH_OR_DIGEST",
+            help="A policy or other artifact: its folder, wherever it lies; REVISION:PATH; or a digest.",
+        ),
+    ],
+    output: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.tree,
+    project: ProjectFolder = None,
+) -> None:
+    """Show what an artifact was made from, back to the source. `show` itself may be left out."""
+    from macflow.lineage.project import find_subject
+    from macflow.lineage.text import as_json, as_text
+    from macflow.lineage.tree import read_tree
+
+    found = chosen_project(project, subject)
+    tree = read_tree(found, find_subject(found, subject))
+    if output is Format.json:
+        print_json(as_json(tree))
+    else:
+        print(as_text(tree))
+
+
+def chosen_project(named: Path | None, subject: str | None) -> Project:
+    """Return the named project, or the one that the subject lies in, or else this folder's."""
+    from macflow.lineage.project import find_project
+
+    if named is not None:
+        return find_project(named)
+    if subject is not None and Path(subject).exists():
+        try:
+            return find_project(Path(subject))
+        except MacflowError:
+            pass
+    return find_project(Path("."))
