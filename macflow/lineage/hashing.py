@@ -1,4 +1,4 @@
-"""Digests of files and folders as DVC and as our manifests write them, as fast as the disk and cores allow."""
+"""Digests of files and folders as DVC and our manifests write them, as fast as disk and cores allow."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def blocks(text: str) -> dict[str, str]:
     """Return the lines of each stage in a lock file, whether or not they are YAML; `""` are those before."""
     found: dict[str, list[str]] = {"": []}
     current = found[""]
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if match := _STAGE_LINE.match(line):
             current = found.setdefault(match[1], [])
         current.append(line)
@@ -191,7 +191,7 @@ def lookup(params: Mapping[str, Any], name: str) -> Any:
 
 def _load(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_LOADER)
+        return yaml.load(text, Loader=_LOADER)  # noqa: S506, a safe loader either way
     except yaml.YAMLError as error:
         raise DataError(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from None
 

@@ -1,10 +1,10 @@
-"""A project as the auditor finds it: its lock files, its history, its caches, and where a subject stands there."""
+"""A project as the auditor finds it: its lock, its history, its caches, and where a subject stands there."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,22 @@ _HEX = re.compile(r"[0-9a-f]{7,64}(\.dir)?")
 MANIFESTS = ("policy.json", "flow.json", "critic.json", "teacher.json", "dataset.json")
 
 
+class UnknownBytesError(DataError):
+    """No record of the project has the bytes that are asked about."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A file of a bundle that is not what the record says."""
+
+    file: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.found}, recorded {self.expected}"
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is asked about, and the version of the lock that tells of it."""
@@ -36,8 +52,8 @@ class Subject:
     # The files that were hashed to identify it, and where; None where a digest or the lock named it.
     hashed: Hashed | None
     place: Path | None
-    # Of a bundle whose bytes no record has: files that differ from the closest recorded one, and how.
-    deviations: tuple[str, ...] = ()
+    # Of a bundle whose bytes no record has: how it differs from the closest recorded one.
+    deviations: tuple[Deviation, ...] = ()
 
 
 class Project:
@@ -86,7 +102,7 @@ class Project:
         return None if content is None else content.decode(errors="replace")
 
     def content(self, md5: str) -> bytes | None:
-        """Return a content by DVC's hash from the cache or a remote that is a folder, if it is what it should be."""
+        """Return a content by DVC's hash from a folder that keeps it, unless its bytes are others."""
         for store in self.stores:
             content = store.read(md5)
             if content is not None and hash_bytes(content).md5 == md5.removesuffix(".dir"):
@@ -137,7 +153,7 @@ def find_project(start: Path) -> Project:
 
 
 def find_subject(project: Project, wanted: str) -> Subject:
-    """Return what `wanted` names: a path, `REVISION:PATH`, an MD5 of DVC, or a SHA-256; digests may be shortened.
+    """Return what `wanted` names: a path, `REVISION:PATH`, or a digest, MD5 or SHA-256, perhaps shortened.
 
     Raises:
         DataError: nothing here or in the history is that.
@@ -159,7 +175,7 @@ def find_subject(project: Project, wanted: str) -> Subject:
 
 
 def versions_with(project: Project, digest: str) -> Iterator[tuple[LockVersion | None, str]]:
-    """Yield each lock that has `digest` somewhere: the working tree's first, then commits, the oldest first."""
+    """Yield each lock that has `digest`: the working tree's first, then commits', the oldest first."""
     if project.present_lock is not None and digest in project.present_lock[1]:
         yield None, project.present_lock[1]
     for version in project.git.lock_versions:
@@ -175,8 +191,11 @@ def _by_bytes(project: Project, path: Path) -> Subject:
     if found := _recorded_as(project, hashed.md5, place):
         entry, lock, text, version = found
         outs = project.present_lock[0].outs if project.present_lock else {}
+        of = "" if version is None else f" of commit {version.commit[:12]}"
         swapped = (
-            (f"{place} holds the bytes of {entry.path}",) if place in outs and place != entry.path else ()
+            (Deviation(place, f"md5 {outs[place].md5}", f"the bytes of {entry.path}{of}"),)
+            if place in outs and (place != entry.path or version is not None)
+            else ()
         )
         return Subject(entry.path, entry.md5, lock, text, version, hashed, path, swapped)
     if place is not None and project.present_lock is not None:
@@ -201,7 +220,7 @@ def _by_bytes(project: Project, path: Path) -> Subject:
         return Subject(
             entry.path, entry.md5, lock, text, version, hashed, path, _against(project, entry, hashed)
         )
-    raise DataError(
+    raise UnknownBytesError(
         f"{path}: no version of {LOCK_FILE} in {project.root} records these bytes (DVC md5 {hashed.md5}, "
         f"SHA-256 {hashed.sha256})"
     )
@@ -229,10 +248,9 @@ def _closest(project: Project, hashed: Hashed) -> Found | None:
     own = {(name, digest.md5) for name, digest in hashed.files.items()}
     best: tuple[int, Found] | None = None
     seen: set[str] = set()
-    texts: list[tuple[LockVersion | None, str]] = [(v, v.text) for v in project.git.lock_versions]
-    if project.present_lock is not None:
-        texts.insert(0, (None, project.present_lock[1]))
-    for version, text in texts:
+    present = [project.present_lock[1]] if project.present_lock is not None else []
+    texts = [*present, *(version.text for version in project.git.lock_versions)]
+    for text in texts:
         fresh = set(re.findall(r"[0-9a-f]{32}\.dir", text)) - seen
         seen |= fresh
         shared = {md5: len(own & set(members.items())) for md5 in fresh if (members := project.members(md5))}
@@ -242,19 +260,28 @@ def _closest(project: Project, hashed: Hashed) -> Found | None:
     return None if best is None else best[1]
 
 
-def _against(project: Project, entry: Entry, hashed: Hashed | None) -> tuple[str, ...]:
+def _against(project: Project, entry: Entry, hashed: Hashed | None) -> tuple[Deviation, ...]:
     """Say which files of a folder are not those of the recorded one."""
     if hashed is None:
-        return (f"{entry.path}: is not there",)
+        return (Deviation(entry.path, f"md5 {entry.md5}", "missing"),)
     recorded = project.members(entry.md5)
-    if recorded is None:
-        return (f"{entry.path}: its DVC md5 is {hashed.md5}, recorded {entry.md5}",)
+    if recorded is None or not hashed.is_folder:
+        return (Deviation(entry.path, f"md5 {entry.md5}", f"md5 {hashed.md5}"),)
+    return deviations(recorded, hashed)
+
+
+def deviations(recorded: Mapping[str, str], hashed: Hashed) -> tuple[Deviation, ...]:
+    """Compare a folder's files with the recorded list of name -> MD5."""
     names = sorted(recorded.keys() | hashed.files.keys())
+    found = {name: hashed.files[name].md5 if name in hashed.files else None for name in names}
     return tuple(
-        f"{name}: md5 {hashed.files[name].md5 if name in hashed.files else 'none, it is missing'}, "
-        f"recorded {recorded.get(name, 'no such file')}"
+        Deviation(
+            name,
+            f"md5 {recorded[name]}" if name in recorded else "no such file",
+            "missing" if found[name] is None else f"md5 {found[name]}",
+        )
         for name in names
-        if name not in hashed.files or hashed.files[name].md5 != recorded.get(name)
+        if found[name] != recorded.get(name)
     )
 
 

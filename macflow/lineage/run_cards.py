@@ -29,11 +29,12 @@ class RunCards:
     def of(self, stage: LockedStage) -> Card | None:
         """Return the card of the run that first made what the lock says the stage wrote."""
         wanted = {(out.path, out.md5) for out in stage.outs}
-        for cards in (lambda: self._here, self.committed):
-            for card in cards():
-                if card.get("stage") == stage.name and _output(card) in wanted:
-                    return card
-        return None
+
+        def among(cards: list[Card]) -> Card | None:
+            mine = (card for card in cards if card.get("stage") == stage.name)
+            return next((card for card in mine if _output(card) in wanted), None)
+
+        return among(self._here) or among(self.committed())
 
     def with_sha256(self, prefix: str) -> list[Card]:
         """Return the cards of outputs whose SHA-256 begins with `prefix`."""
@@ -51,7 +52,7 @@ class RunCards:
 
 
 def _readable(contents: Iterable[bytes]) -> list[Card]:
-    cards = []
+    cards: list[Card] = []
     for content in contents:
         try:
             card = json.loads(content)

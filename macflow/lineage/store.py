@@ -35,7 +35,7 @@ class Store:
         return self.folder / "files" / "md5" / md5[:2] / md5[2:]
 
     def members(self, md5: str) -> dict[str, str] | None:
-        """Return relative path -> hash of a folder's files; None where its list is not here or not readable."""
+        """Return relative path -> hash of a folder's files; None where no readable list is here."""
         try:
             listed = json.loads(self.path(md5).read_bytes())
             return {str(item["relpath"]): str(item["md5"]) for item in listed}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from macflow.lineage.findings import Findings
 from macflow.lineage.lock import flatten
 from macflow.lineage.tree import Made, Node, Tree
 
@@ -56,6 +58,22 @@ def as_json(tree: Tree) -> dict[str, Any]:
         "results": dict(tree.results),
         "warnings": list(tree.warnings),
     }
+
+
+def findings_text(findings: Findings) -> str:
+    """Say what differs, what could not be checked, and what was looked at."""
+    lines = [str(one) for one in findings.differences]
+    lines += [f"not here, so not checked: {text}" for text in findings.unchecked]
+    lines += [f"note: {text}" for text in findings.notes]
+    looked = f"{findings.files} files, {findings.size / 1e6:.1f} MB, hashed"
+    count = len(findings.differences)
+    said = f"{count} difference{'' if count == 1 else 's'}" if count else "nothing differs"
+    return "\n".join([*lines, f"{said} ({looked})"])
+
+
+def findings_json(findings: Findings) -> dict[str, Any]:
+    """Return the findings as plain JSON."""
+    return asdict(findings)
 
 
 def short(value: Any) -> str:
@@ -142,7 +160,8 @@ def _making(made: Made) -> Iterator[str]:
         return
     changed = made.card.get("git_changed") or []
     yield (
-        f"run: {made.card.get('started_utc')}, {made.card.get('wall_seconds')} s, from commit {short(made.card.get('git_commit'))}"
+        f"run: {made.card.get('started_utc')}, {made.card.get('wall_seconds')} s, "
+        f"from commit {short(made.card.get('git_commit'))}"
         + (f" with local changes to {', '.join(changed)}" if changed else "")
     )
     yield f"with: {environment_text(made.card)}"

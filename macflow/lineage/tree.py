@@ -101,6 +101,13 @@ def read_tree(project: Project, subject: Subject) -> Tree:
     digests = _digests(manifests)
     read = {dep.path for stage in stages for dep in stage.inputs} | {subject.path}
     nodes: dict[str, Node] = {}
+    warnings += [
+        f"{stage.name} read another {dep.path} ({dep.md5}) than {lock.producers[dep.path].name} last made "
+        f"({lock.outs[dep.path].md5})"
+        for stage in stages
+        for dep in stage.inputs
+        if dep.path in lock.outs and lock.outs[dep.path].md5 != dep.md5
+    ]
     for stage in stages:
         made = _made(project, stage, lines.get(stage.name, ""))
         source = _source(stage, manifests)
@@ -140,7 +147,7 @@ def kind_of(path: str) -> Kind:
 
 
 def metrics_at(project: Project, commit: str | None, names: list[str]) -> dict[str, Any]:
-    """Return the content of JSON metrics at a commit, or in the working tree; those that are not there are left out."""
+    """Return the JSON metrics that are there at a commit, or in the working tree where it is None."""
     contents: dict[str, bytes | None]
     if commit is None:
         contents = {name: _read(project, name) for name in names}
