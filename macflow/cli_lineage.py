@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -127,3 +128,45 @@ def verify(
 def _end(error: MacflowError, code: int) -> NoReturn:
     print(f"macflow: {error}", file=sys.stderr)
     raise typer.Exit(code)
+
+
+@lineage_app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="A policy: path, REVISION:PATH or digest.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    as_json: AsJson = False,
+    project: ProjectFolder = None,
+) -> None:
+    """Say in which data, parameters, code and versions two policies differ, and what came of it."""
+    from macflow.lineage.compare import as_text, compare
+    from macflow.lineage.project import find_subject
+    from macflow.lineage.tree import read_tree
+
+    found = chosen_project(project, first)
+    comparison = compare(*(read_tree(found, find_subject(found, one)) for one in (first, second)))
+    if as_json:
+        print_json(asdict(comparison))
+    else:
+        print(as_text(comparison))
+
+
+@lineage_app.command()
+def impact(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="A dataset: path, REVISION:PATH, digest; or the address or SHA-256 of a download.",
+        ),
+    ],
+    as_json: AsJson = False,
+    project: ProjectFolder = None,
+) -> None:
+    """List every version of a model, in any commit, that came from a version of a dataset."""
+    from macflow.lineage.impact import as_text, find_impact
+
+    name, affected = find_impact(chosen_project(project, data), data)
+    if as_json:
+        print_json({"data": name, "affected": [asdict(one) for one in affected]})
+    else:
+        print(as_text(name, affected))

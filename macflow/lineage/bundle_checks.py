@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from macflow.lineage.findings import Findings
-from macflow.lineage.lock import LOCK_FILE, LockedStage, flatten
+from macflow.lineage.lock import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE, LockedStage, flatten
 from macflow.lineage.project import MANIFESTS, json_object
 from macflow.lineage.run_cards import RunCards
 
@@ -81,10 +81,11 @@ def check_cards(
                 str(output["path"]), "forged", "", f"sha256 {output.get('sha256')}", f"sha256 {actual}",
                 f"run card of {stage.name}, {card.get('started_utc')}",
             )  # fmt: skip
-        if changed := card.get("git_changed"):
+        sources = {PARAMS_FILE, PIPELINE_FILE, *(dep.path for dep in stage.code)}
+        if changed := sorted(sources & set(card.get("git_changed") or [])):
             findings.note(
                 [
-                    f"{stage.name} ran with local changes to {', '.join(map(str, changed))} "
+                    f"{stage.name} ran with local changes to {', '.join(changed)} "
                     f"on commit {str(card.get('git_commit'))[:12]}"
                 ]
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -95,19 +95,23 @@ class Lock:
         visit(path)
         return list(found.values())
 
-    def descendants(self, paths: Iterable[str]) -> list[LockedStage]:
-        """Return the stages that read any of `paths`, directly or through others."""
-        reached = set(paths)
-        found: dict[str, LockedStage] = {}
-        while fresh := [
-            s
-            for s in self.stages.values()
-            if s.name not in found and any(d.path in reached for d in s.inputs)
-        ]:
-            for stage in fresh:
-                found[stage.name] = stage
-                reached |= {out.path for out in stage.outs}
-        return list(found.values())
+    def descendants(self, start: Mapping[str, str]) -> dict[str, tuple[LockedStage, str]]:
+        """Return the stages that read artifacts (path -> MD5) or what came of them, by name.
+
+        With each stage goes the path by which it was reached. One that has not run again since its input
+        changed has read another version, so it is not reached.
+        """
+        reached = dict(start)
+        found: dict[str, tuple[LockedStage, str]] = {}
+        while fresh := {
+            stage.name: (stage, by[0])
+            for stage in self.stages.values()
+            if stage.name not in found
+            and (by := [dep.path for dep in stage.inputs if reached.get(dep.path) == dep.md5])
+        }:
+            found |= fresh
+            reached |= {out.path: out.md5 for stage, _ in fresh.values() for out in stage.outs}
+        return found
 
 
 @dataclass(frozen=True)

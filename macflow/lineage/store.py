@@ -61,7 +61,7 @@ class Bucket:
     @cached_property
     def _filesystem(self) -> Any:
         try:
-            import fsspec
+            import fsspec  # type: ignore[import-untyped]
 
             return fsspec.filesystem(urlsplit(self.url).scheme, **self.options)
         except (ImportError, ValueError) as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from macflow.lineage.git import LockVersion
-from macflow.lineage.lock import LockedStage, blocks
+from macflow.lineage.lock import Lock, LockedStage, blocks
 from macflow.lineage.project import Project, Subject, json_object
 from macflow.lineage.run_cards import Card
 
@@ -212,11 +212,12 @@ def _source(stage: LockedStage, manifests: Mapping[str, Mapping[str, Any]]) -> d
 
 
 def _results(project: Project, subject: Subject) -> dict[str, Any]:
-    """Return what the stages after the subject measured, as it was when the subject was recorded."""
+    """Return what its own stage and later ones measured, as it was when the subject was recorded."""
     commit = subject.version.commit if subject.version else None
-    stages = [*subject.lock.ancestors(subject.path)[-1:], *subject.lock.descendants([subject.path])]
-    return metrics_at(
-        project,
-        commit,
-        [out.path for stage in stages for out in stage.outs if kind_of(out.path) == "metrics"],
-    )
+    return metrics_at(project, commit, measured_of(subject.lock, subject.path, subject.md5))
+
+
+def measured_of(lock: Lock, path: str, md5: str) -> list[str]:
+    """Return the metrics files of the stage that made an artifact and of those that read it."""
+    stages = [*lock.ancestors(path)[-1:], *(stage for stage, _ in lock.descendants({path: md5}).values())]
+    return [out.path for stage in stages for out in stage.outs if kind_of(out.path) == "metrics"]

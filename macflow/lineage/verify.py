@@ -135,7 +135,7 @@ def _verify_past(project: Project, subject: Subject, network: bool, findings: Fi
     in_git = project.git.read_many((subject.version.commit, out.path) for out in outs)
     for out in outs:
         if out.path not in known and in_git[subject.version.commit, out.path] is None:
-            _tell_absent(project, out, stored, False, findings)
+            _tell_absent(project, out, stored, None, findings)
 
 
 def _reached(lock: Lock, subject: Subject | None) -> list[LockedStage]:
@@ -166,7 +166,7 @@ def _tracked(project: Project, stages: Sequence[LockedStage]) -> list[str]:
 
 
 def _sha256_of(project: Project, present: Mapping[str, Hashed | None]) -> Callable[[str, str], str | None]:
-    """Return a function that tells an artifact's SHA-256, from the working tree or else from what is stored."""
+    """Return a function that tells an artifact's SHA-256, by the working tree or else by what is stored."""
     known: dict[tuple[str, str], str | None] = {}
 
     def sha256_of(path: str, md5: str) -> str | None:
@@ -218,12 +218,16 @@ def _check_manifests(
                 check_manifest(stage, out.path, f"{name} as stored", content, sha256_of, findings)
 
 
-def _tell_absent(project: Project, out: Entry, stored: set[str], tracked: bool, findings: Findings) -> None:
-    """Say what is not in the working tree: whether anything keeps it."""
+def _tell_absent(
+    project: Project, out: Entry, stored: set[str], tracked: bool | None, findings: Findings
+) -> None:
+    """Say whether anything keeps what is not in the working tree; there it is not looked for where None."""
     names = members_of(project, out, None) if out.md5.endswith(".dir") else {"": out.md5}
     if tracked:
         return  # git keeps it, and was asked
     if out.md5 in stored and names and set(names.values()) <= stored:
+        if tracked is None:
+            return
         findings.note([f"{out.path} is not in the working tree; what is stored of it was checked"])
     else:
         findings.unchecked.append(f"{out.path} (md5 {out.md5})")
