@@ -49,6 +49,9 @@ class Format(StrEnum):
 
     tree = "tree"
     json = "json"
+    html = "html"
+    prov = "prov"
+    openlineage = "openlineage"
 
 
 @lineage_app.command()
@@ -60,19 +63,37 @@ def show(
             help="A policy or other artifact: its folder, wherever it lies; REVISION:PATH; or a digest.",
         ),
     ],
-    output: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.tree,
+    output: Annotated[
+        Format, typer.Option("--format", help="How to write it: html is a page, prov W3C PROV-JSON.")
+    ] = Format.tree,
     project: ProjectFolder = None,
 ) -> None:
     """Show what an artifact was made from, back to the source. `show` itself may be left out."""
     from macflow.lineage.project import find_subject
-    from macflow.lineage.text import as_json, as_text
     from macflow.lineage.tree import read_tree
 
     found = chosen_project(project, subject)
     tree = read_tree(found, find_subject(found, subject))
-    if output is Format.json:
+    # What a format needs is imported for that format only.
+    if output is Format.prov:
+        from macflow.lineage.prov_document import as_prov
+
+        print_json(as_prov(tree))
+    elif output is Format.openlineage:
+        from macflow.lineage.openlineage_events import as_events
+
+        print_json(as_events(tree))
+    elif output is Format.html:
+        from macflow.lineage.page import as_page
+
+        print(as_page(tree))
+    elif output is Format.json:
+        from macflow.lineage.text import as_json
+
         print_json(as_json(tree))
     else:
+        from macflow.lineage.text import as_text
+
         print(as_text(tree))
 
 

@@ -159,6 +159,8 @@ def find_subject(project: Project, wanted: str) -> Subject:
         DataError: nothing here or in the history is that.
     """
     path = Path(wanted)
+    if not path.exists() and (project.root / path).exists():
+        path = project.root / path
     if path.exists():
         return _by_bytes(project, path)
     if _HEX.fullmatch(wanted):
@@ -166,9 +168,9 @@ def find_subject(project: Project, wanted: str) -> Subject:
     revision, colon, inside = wanted.partition(":")
     if colon:
         return _by_revision(project, revision, inside)
-    recorded = _inside(project, path)
-    if recorded is not None and project.present_lock is not None:
+    if project.present_lock is not None:
         lock, text = project.present_lock
+        recorded = wanted if wanted in lock.outs else _inside(project, path)
         if recorded in lock.outs:
             return Subject(recorded, lock.outs[recorded].md5, lock, text, None, None, None)
     raise DataError(f"{wanted}: no such file or folder, and no digest (7 to 64 hexadecimal digits) either")
