@@ -25,7 +25,7 @@ class Target:
 
 
 def targets(root: Path, bundle: Path) -> list[Target]:
-    """List a project's artifacts, stored contents, parameters, code, cards and lock, and a bundle elsewhere."""
+    """List a project's artifacts, stored contents, parameters, code, cards, lock, and a bundle elsewhere."""
     lock = parse_lock((root / "dvc.lock").read_text(), "dvc.lock")
     found = [Target(root / "dvc.lock", None, "lock")] * 40
     for name in ("params.yaml", "dvc.yaml"):

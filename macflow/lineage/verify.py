@@ -99,9 +99,13 @@ def _verify_present(project: Project, subject: Subject | None, network: bool, fi
     tracked = _tracked(project, stages)
     check_committed(project, [*tracked, *cards, PARAMS_FILE, PIPELINE_FILE], present, findings)
     sha256_of = _sha256_of(project, present)
+    recorded = {out.md5: out.path for out in chosen.lock.outs.values()}
     for stage in stages:
         for out in stage.outs:
-            _check_manifests(project, stage, out, present.get(out.path), sha256_of, findings)
+            found = present.get(out.path)
+            # What is another artifact's tells of that one, and was reported as swapped.
+            own_bytes = found if found is not None and recorded.get(found.md5, out.path) == out.path else None
+            _check_manifests(project, stage, out, own_bytes, project.root / out.path, sha256_of, findings)
     check_cards(stages, project.cards, sha256_of, findings)
     there = check_buckets(project, own, present, findings) if network else set()
     stored = {one.md5 for one in kept} | there
@@ -128,7 +132,7 @@ def _verify_past(project: Project, subject: Subject, network: bool, findings: Fi
     sha256_of = _sha256_of(project, known)
     for stage in stages:
         for out in stage.outs:
-            _check_manifests(project, stage, out, known.get(out.path), sha256_of, findings)
+            _check_manifests(project, stage, out, known.get(out.path), subject.place, sha256_of, findings)
     check_cards(stages, project.cards, sha256_of, findings)
     there = check_buckets(project, outs, known, findings) if network else set()
     stored = {one.md5 for one in kept} | there
@@ -203,15 +207,15 @@ def _check_manifests(
     stage: LockedStage,
     out: Entry,
     hashed: Hashed | None,
+    place: Path | None,
     sha256_of: Callable[[str, str], str | None],
     findings: Findings,
 ) -> None:
     if not out.md5.endswith(".dir"):
         return
     for name in hashed.files if hashed is not None else {}:
-        file = project.root / out.path / name
-        if is_manifest(name) and file.is_file():
-            check_manifest(stage, out.path, name, file.read_bytes(), sha256_of, findings)
+        if place is not None and is_manifest(name) and (place / name).is_file():
+            check_manifest(stage, out.path, name, (place / name).read_bytes(), sha256_of, findings)
     if hashed is None or hashed.md5 != out.md5:
         for name, md5 in members_of(project, out, None).items():
             if is_manifest(name) and (content := project.content(md5)) is not None:
