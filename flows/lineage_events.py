@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,8 @@ CODE = "macflow/"
 FAREWELL_SECONDS = 10.0
 # A receiver that does not answer is asked once more, not for the client's nine seconds.
 RETRIES = 1
+LOCK_READS = 5
+LOCK_PAUSE = 0.2
 
 
 class _Sender:
@@ -145,9 +148,18 @@ def _namespace() -> str:
 
 
 def _locked(root: Path, stage: str) -> Mapping[str, Any]:
-    lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
-    entry: Mapping[str, Any] = lock["stages"].get(stage, {})
-    return entry
+    """Return a stage's entry; an empty one where the lock cannot be read.
+
+    DVC writes the lock in place: while another stage ends, half of it may be there for a moment.
+    """
+    for _ in range(LOCK_READS):
+        try:
+            lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
+            entry: Mapping[str, Any] = lock["stages"][stage]
+            return entry
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+            time.sleep(LOCK_PAUSE)
+    return {}
 
 
 def _version(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Runs of stages beside DVC, and studies over them.
     "runs": {"types", "files"},
     "tuning": {"types", "files", "config", "runs", "report"},
+    # What the records of a project say of each other; drawn as the report draws it.
+    "lineage": {"types", "files", "report"},
     "params_file": {"types", "files", "config"},
     # Names what environments record and importers fetch, so it knows both.
     "catalogue": {"types", "files", "envs", "data"},
@@ -38,6 +40,7 @@ EVERYTHING = {
     "cli_baseline",
     "cli_common",
     "cli_dataset",
+    "cli_lineage",
     "cli_listing",
     "cli_run",
     "cli_tune",

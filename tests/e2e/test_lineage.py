@@ -31,7 +31,7 @@ from macflow.lineage.text import as_json
 from macflow.lineage.tree import Tree, read_tree
 from macflow.lineage.verify import verify
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 POLICY = "models/policy"
 

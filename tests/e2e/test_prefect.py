@@ -248,7 +248,7 @@ def test_openlineage_is_told_of_a_failure_and_may_be_away(unchanged: Served) -> 
         ("prepare", "FAIL"),
         ("macflow", "FAIL"),
     ]
-    assert "max_abs_reward" in stage["run"]["facets"]["errorMessage"]["message"]
+    assert "rewards_believable" in stage["run"]["facets"]["errorMessage"]["message"]
     unchanged.project.set_params({"prepare": {"max_abs_reward": 1e6}})
     unchanged.receiver.close()
     done = unchanged.project.check(*RUN, "--param", 'targets=["prepare"]', timeout=180)
