@@ -81,6 +81,11 @@ class Repository:
         objects = (listed or b"").decode().split()
         return [content for content in self._cat(objects, "blob") if content is not None]
 
+    def commits_of(self, path: str) -> list[str]:
+        """Return the commits that changed a file, or anything below a folder."""
+        listed = self._run("log", "--all", "--full-history", "--format=%H", "HEAD", "--", path)
+        return (listed or b"").decode().split()
+
     def names_of(self, commit: str) -> list[str]:
         """Return the tags and branches that hold a commit."""
         listed = self._run(

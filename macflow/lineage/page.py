@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from macflow.lineage.text import headline
+from macflow.lineage.text import changed_sources, headline
 from macflow.lineage.tree import Node, Tree
 from macflow.report.graph import lay_out
 from macflow.report.lineage import Artifact, Input, Lineage
@@ -31,6 +31,7 @@ def as_page(tree: Tree) -> str:
             recorded="the working tree's dvc.lock"
             if version is None
             else f"commit {version.commit[:12]}, {version.time}, {version.subject}",
+            changed_sources=changed_sources,
             results=headline(tree.results),
             warnings=tree.warnings,
             hashes={node.path: (node.sha256 or node.md5 or "source")[:HASH_DIGITS] for node in nodes},

@@ -270,9 +270,7 @@ def _check_code(
     if commit is None or committed == dep.md5:
         return
     node, record = dep.path, f"commit {commit[:12]}, which records the run"
-    if not dep.md5.endswith(".dir") and any(
-        hash_bytes(content).md5 == dep.md5 for content in project.git.versions_of(dep.path)
-    ):
+    if _ever_committed(project, dep):
         findings.note(
             [f"{stage.name} ran with {dep.path} of another commit than the one that records the run"]
         )
@@ -281,6 +279,14 @@ def _check_code(
         node, "dirty", f"used by {stage.name}", f"md5 {committed or 'none'}",
         f"md5 {dep.md5}, which no commit holds", record,
     )  # fmt: skip
+
+
+def _ever_committed(project: Project, dep: Entry) -> bool:
+    """Whether any commit holds a code file, or folder, with this hash."""
+    if not dep.md5.endswith(".dir"):
+        return any(hash_bytes(content).md5 == dep.md5 for content in project.git.versions_of(dep.path))
+    found = _code_at(project, {(commit, dep) for commit in project.git.commits_of(dep.path)})
+    return dep.md5 in found.values()
 
 
 def _made_then(text: str, dep: Entry) -> bool:

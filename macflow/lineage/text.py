@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from macflow.lineage.findings import Findings
-from macflow.lineage.lock import flatten
+from macflow.lineage.lock import PARAMS_FILE, PIPELINE_FILE, flatten
 from macflow.lineage.tree import Made, Node, Tree
 
 # Of a card's packages, those that decide about numbers.
@@ -93,6 +93,12 @@ def environment_text(card: Mapping[str, Any]) -> str:
     return ", ".join([f"Python {card.get('python')}", *named, str(card.get("platform"))])
 
 
+def changed_sources(made: Made) -> list[str]:
+    """Return what the run read that was not as its commit has it, as its card says."""
+    sources = {PARAMS_FILE, PIPELINE_FILE, *made.code}
+    return sorted(sources & set((made.card or {}).get("git_changed") or []))
+
+
 def headline(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the results to name first, as (dotted name, value)."""
     return [
@@ -158,7 +164,7 @@ def _making(made: Made) -> Iterator[str]:
     if made.card is None:
         yield "run card: none kept"
         return
-    changed = made.card.get("git_changed") or []
+    changed = changed_sources(made)
     yield (
         f"run: {made.card.get('started_utc')}, {made.card.get('wall_seconds')} s, "
         f"from commit {short(made.card.get('git_commit'))}"

@@ -44,21 +44,32 @@ def verify(project: Project, subject: Subject | None, network: bool = False) -> 
         DataError: there is no record to verify, or a file or remote cannot be read.
     """
     findings = Findings()
-    if subject is not None:
-        for one in subject.deviations:
-            findings.differ(
-                subject.path,
-                _kind(one),
-                one.file,
-                one.expected,
-                one.found,
-                f"{LOCK_FILE}, {_origin(subject)}",
-            )
+    if subject is not None and not _lies_there(project, subject):
+        _tell_deviations(project, subject, findings)
     if subject is not None and subject.version is not None:
         _verify_past(project, subject, network, findings)
     else:
         _verify_present(project, subject, network, findings)
     return findings
+
+
+def _lies_there(project: Project, subject: Subject) -> bool:
+    """Whether the subject is the working tree's own output, whose bytes are compared like all others'."""
+    if subject.place is None or subject.version is not None:
+        return False
+    return subject.place.resolve().is_relative_to((project.root / subject.path).resolve())
+
+
+def _tell_deviations(project: Project, subject: Subject, findings: Findings) -> None:
+    """Say what a bundle found elsewhere has that the record has not, down to the field of a manifest."""
+    record = f"{LOCK_FILE}, {_origin(subject)}"
+    stage = subject.lock.producers.get(subject.path)
+    for one in subject.deviations:
+        findings.differ(subject.path, _kind(one), one.file, one.expected, one.found, record)
+        file = (subject.place or project.root) / one.file
+        if stage is not None and is_manifest(one.file) and file.is_file():
+            sha256_of = _sha256_of(project, {})
+            check_manifest(stage, subject.path, one.file, file.read_bytes(), sha256_of, findings)
 
 
 def _kind(deviation: Deviation) -> What:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -328,6 +327,7 @@ def test_a_bundle_with_a_forged_digest_is_called_out(project: Project, tmp_path:
     (forged / "policy.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     text = ask(project, "verify", str(forged), "--project", str(project.root), code=DIFFERENCES)
     assert f"{POLICY}: changed policy.json" in text
+    assert f"{POLICY}: forged policy.json: made_from.data/prepared" in text
     # In the project, with lock, cache and commit made to agree.
     before = dvc_md5(project.root / POLICY)
     shutil.copy(forged / "policy.json", project.root / POLICY / "policy.json")
@@ -481,5 +481,5 @@ def test_a_missing_card_and_an_uncommitted_run_are_said(project: Project) -> Non
 def test_times_and_sizes_do_not_hide_a_change(project: Project) -> None:
     file = project.root / POLICY / "policy.safetensors"
     with changed(file, 200, 128):
-        assert os.stat(file).st_size
-        assert named(findings(project.root, POLICY)) == {POLICY: {"changed"}}
+        [one] = findings(project.root, POLICY).differences
+    assert (one.node, one.what, one.where) == (POLICY, "changed", "policy.safetensors")
