@@ -25,6 +25,7 @@ from macflow.cli_lineage import DIFFERENCES, UNCHECKED, UNREADABLE
 from macflow.files import digest, dvc_md5
 from macflow.lineage import project as lineage
 from macflow.lineage.findings import Findings
+from macflow.lineage.impact import as_text as impact_text
 from macflow.lineage.impact import find_impact
 from macflow.lineage.text import as_json
 from macflow.lineage.tree import Tree, read_tree
@@ -415,7 +416,8 @@ def test_the_difference_of_two_policies(history: Project) -> None:
 def test_the_impact_of_a_dataset(history: Project) -> None:
     root = history.root
     history.check("git", "tag", "--force", "released", "HEAD~20")
-    _, affected = find_impact(lineage.Project(root), "data/prepared")
+    name, affected = find_impact(lineage.Project(root), "data/prepared")
+    assert name == dvc_md5(root / "data/prepared")
     policies = [one for one in affected if one.path == POLICY]
     assert len(policies) == 51
     assert [one.current for one in policies] == [False] * 50 + [True]
@@ -424,9 +426,15 @@ def test_the_impact_of_a_dataset(history: Project) -> None:
     assert policies[10].results["evaluate.policy.return_mean"] == pytest.approx(-0.13)
     flows = [one for one in affected if one.path == "models/flow"]
     assert [one.through for one in flows] == [("data/prepared",)]
-    text = ask(history, "impact", dvc_md5(root / "data/raw"))
+    text = impact_text(name, affected)
     assert f"{POLICY}  md5 {dvc_md5(root / POLICY)[:12]}  in use here" in text
     assert "no such file" in ask(history, "impact", "data/nothing", code=1)
+
+
+def test_the_impact_of_a_download_is_found_by_its_digest(reproduced: Project) -> None:
+    raw = digest(reproduced.root / "data/raw")
+    content = json.loads(ask(reproduced, "impact", raw, "--json"))
+    assert {"models/policy", "models/flow", "models/finetuned"} <= {x["path"] for x in content["affected"]}
 
 
 def test_prov_is_valid_by_the_schema_of_the_submission(reproduced: Project) -> None:
