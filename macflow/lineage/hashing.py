@@ -23,6 +23,7 @@ class Digest:
     """What identifies a file: MD5 is what DVC records, SHA-256 what nobody can forge."""
 
     md5: str
+    # Empty where only the MD5 was asked for.
     sha256: str
     size: int
 
@@ -64,37 +65,46 @@ def folder_sha256(files: Mapping[str, Digest]) -> str:
     return whole.hexdigest()
 
 
-def hash_paths(paths: Iterable[Path]) -> dict[Path, Hashed | None]:
+def hash_paths(paths: Iterable[Path], only_md5: Iterable[Path] = ()) -> dict[Path, Hashed | None]:
     """Hash files and folders, several at once; None for what does not exist.
 
     A file that is there under several names (a hard link from DVC's cache) is read once.
 
+    Args:
+        only_md5: further paths, of which nobody will ask the SHA-256.
+
     Raises:
         DataError: a file that cannot be read.
     """
-    members = {path: _members(path) for path in dict.fromkeys(paths)}
+    whole = dict.fromkeys(paths)
+    members = {path: _members(path) for path in [*whole, *(p for p in only_md5 if p not in whole)]}
     first: dict[tuple[int, int], Path] = {}
     identity: dict[Path, tuple[int, int]] = {}
     sizes: dict[tuple[int, int], int] = {}
-    for files in members.values():
+    with_sha256: set[tuple[int, int]] = set()
+    for path, files in members.items():
         for file in (files or {}).values():
             if file not in identity:
                 stat = _stat(file)
                 identity[file] = (stat.st_dev, stat.st_ino)
                 first.setdefault(identity[file], file)
                 sizes[identity[file]] = stat.st_size
+            if path in whole:
+                with_sha256.add(identity[file])
     with ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1)) as pool:
         # The longest first: at the end no core waits for another.
         order = sorted(first, key=lambda inode: -sizes[inode])
         pending: dict[tuple[int, int], list[Future[tuple[list[str], int]]]] = {}
         for inode in order:
-            groups = (["md5"], ["sha256"]) if sizes[inode] > SPLIT else (["md5", "sha256"],)
+            groups = [["md5"], ["sha256"]] if sizes[inode] > SPLIT else [["md5", "sha256"]]
+            if inode not in with_sha256:
+                groups = [["md5"]]
             pending[inode] = [pool.submit(_hash, first[inode], group) for group in groups]
         done: dict[tuple[int, int], Digest] = {}
         for inode, futures in pending.items():
             results = [future.result() for future in futures]
-            md5, sha256 = [hexed for hexes, _ in results for hexed in hexes]
-            done[inode] = Digest(md5, sha256, results[0][1])
+            md5, *others = [hexed for hexes, _ in results for hexed in hexes]
+            done[inode] = Digest(md5, "".join(others), results[0][1])
     return {
         path: None
         if files is None

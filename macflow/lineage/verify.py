@@ -88,7 +88,7 @@ def _verify_present(project: Project, subject: Subject | None, network: bool, fi
     outs = [out for lock in locks for stage in _reached(lock, subject) for out in stage.outs]
     # Stored contents are hashed in the same go, so that no core waits.
     kept = kept_contents(project, dict.fromkeys(outs), {})
-    digests = hash_paths([*inventory.values(), *(one.path for one in kept)])
+    digests = hash_paths(inventory.values(), only_md5=(one.path for one in kept))
     present = {path: digests[place] for path, place in inventory.items()}
     chosen = choose_lock(project, present, findings)
     stages = _reached(chosen.lock, subject)
@@ -97,7 +97,7 @@ def _verify_present(project: Project, subject: Subject | None, network: bool, fi
         for one in kept_contents(project, [o for s in stages for o in s.outs], present)
         if one.path not in digests
     ]
-    digests |= hash_paths(one.path for one in late)
+    digests |= hash_paths((), only_md5=(one.path for one in late))
     kept = [one for one in [*kept, *late] if chosen.lock.outs.get(one.out.path) == one.out]
     _count(digests, findings)
 
@@ -134,7 +134,7 @@ def _verify_past(project: Project, subject: Subject, network: bool, findings: Fi
     if subject.hashed is not None and not subject.deviations:
         known[subject.path] = subject.hashed
     kept = kept_contents(project, outs, known)
-    digests = hash_paths(one.path for one in kept)
+    digests = hash_paths((), only_md5=(one.path for one in kept))
     _count(digests, findings)
     check_kept(kept, digests, findings)
     check_stages(project, stages, blocks(subject.lock_text), findings)

@@ -86,6 +86,17 @@ def test_hashes_are_those_of_dvc_and_of_the_manifests(tmp_path: Path) -> None:
     )
 
 
+def test_a_file_under_two_names_has_the_digests_that_either_asks_for(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    os.link(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "c").write_text("x")
+    names = [tmp_path / name for name in "abc"]
+    hashed = hash_paths(names[:1], only_md5=names)
+    digests = [one.files[""] for one in hashed.values() if one is not None]
+    assert [one.md5 for one in digests] == [dvc_md5(tmp_path / "a")] * 3
+    assert [one.sha256 for one in digests] == [digest(tmp_path / "a")] * 2 + [""]
+
+
 def test_dvc_itself_agrees_with_the_hash_of_a_folder(tmp_path: Path) -> None:
     from dvc_data.hashfile.build import build
     from dvc_data.hashfile.db import HashFileDB
