@@ -120,10 +120,8 @@ class Defined:
 
     cmd: str
     deps: frozenset[str]
+    # Metrics and plots are outputs too.
     outs: frozenset[str]
-    # Outputs that git keeps, not DVC's cache.
-    uncached: frozenset[str]
-    metrics: frozenset[str]
 
 
 def parse_lock(text: str, where: str) -> Lock:
@@ -222,19 +220,10 @@ def _defined(raw: Mapping[str, Any], params: Mapping[str, Any]) -> Defined:
     def fill(text: str) -> str:
         return _TEMPLATE.sub(lambda match: str(lookup(params, match[1].strip())), text)
 
-    cached: set[str] = set()
-    uncached: set[str] = set()
-    metrics: set[str] = set()
-    for kind in ("outs", "metrics", "plots"):
-        for item in raw.get(kind, []):
-            path, options = next(iter(item.items())) if isinstance(item, Mapping) else (item, {})
-            (cached if (options or {}).get("cache", True) else uncached).add(fill(path))
-            if kind == "metrics":
-                metrics.add(fill(path))
+    outs = [item for kind in ("outs", "metrics", "plots") for item in raw.get(kind, [])]
     return Defined(
         cmd=fill(raw["cmd"]),
         deps=frozenset(fill(str(dep)) for dep in raw.get("deps", [])),
-        outs=frozenset(cached | uncached),
-        uncached=frozenset(uncached),
-        metrics=frozenset(metrics),
+        # An output with options is a mapping from its path to them.
+        outs=frozenset(fill(next(iter(out)) if isinstance(out, Mapping) else out) for out in outs),
     )

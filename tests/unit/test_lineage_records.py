@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +18,12 @@ from typer.testing import CliRunner
 
 from flows import lineage_events
 from macflow.cli import app
-from macflow.files import digest, dvc_md5
+from macflow.files import digest, dvc_md5, write_text
 from macflow.lineage.git import Repository
 from macflow.lineage.hashing import SPLIT, hash_path, hash_paths
 from macflow.lineage.lock import blocks, flatten, parse_lock, parse_pipeline
 from macflow.lineage.store import find_stores
+from macflow.stages._common import run_stage
 from macflow.types import DataError
 
 LOCK = """\
@@ -117,6 +120,31 @@ def test_what_is_not_there_has_no_hash(tmp_path: Path) -> None:
     assert hash_paths([tmp_path / "nothing"]) == {tmp_path / "nothing": None}
 
 
+def test_the_card_of_the_first_run_that_made_an_output_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["stage", "--out", "made"])
+
+    def made_of(text: str) -> list[bytes]:
+        run_stage(
+            "stage",
+            lambda arguments: write_text(arguments.out / "file", text),
+            lambda parser: parser.add_argument("--out", type=Path),
+        )
+        return [path.read_bytes() for path in sorted(Path("metrics/made").iterdir())]
+
+    [first] = made_of("one")
+    output = {"path": "made", "md5": dvc_md5(Path("made")), "sha256": digest(Path("made"))}
+    assert json.loads(first)["output"] == output
+    assert made_of("one") == [first]
+    assert len(made_of("two")) == 2
+    assert first in made_of("one")
+    latest = json.loads(Path("metrics/run_cards/stage.json").read_text())
+    assert latest["output"] == output
+    assert (latest["git_commit"], latest["git_dirty"], latest["git_changed"]) == (None, False, [])
+
+
 def test_a_lock_knows_what_came_from_what() -> None:
     lock = parse_lock(lock_text(), "dvc.lock")
     assert [stage.name for stage in lock.ancestors("models/policy")] == ["record", "train", "act"]
@@ -149,12 +177,7 @@ def test_a_pipeline_fills_in_its_parameters() -> None:
         "stages: {a: {cmd: 'make ${x.y}', deps: ['${x.y}'], metrics: [{m.json: {cache: false}}], outs: [o]}}"
     )
     stage = parse_pipeline(text, {"x": {"y": "raw"}}, "dvc.yaml")["a"]
-    assert (stage.cmd, stage.deps, stage.outs, stage.uncached) == (
-        "make raw",
-        {"raw"},
-        {"o", "m.json"},
-        {"m.json"},
-    )
+    assert (stage.cmd, stage.deps, stage.outs) == ("make raw", {"raw"}, {"o", "m.json"})
     with pytest.raises(DataError, match=r"dvc.yaml: not a DVC pipeline: KeyError"):
         parse_pipeline(text, {}, "dvc.yaml")
 
