@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger, task
+from openlineage.client.event_v2 import RunState
+from prefect import get_run_logger, runtime, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -15,6 +16,7 @@ from prefect.states import Failed
 from prefect.tasks import Task
 
 from flows.dvc_process import BusyError, StageError, StageResult, run_dvc, run_stage
+from flows.lineage_events import tell_stage
 from flows.plan import PlannedStage
 
 BUSY = "Busy"
@@ -36,12 +38,16 @@ def may_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> boo
 def repro(root: Path, stage: PlannedStage, force: bool) -> StageResult | State[StageResult]:
     """Run `dvc repro --single-item STAGE` and publish the metrics that it leaves."""
     log = get_run_logger()
+    runs = (str(runtime.task_run.id), str(runtime.flow_run.id))
+    tell_stage(root, stage.name, RunState.START, *runs)
     try:
         result = run_stage(root, stage.name, force, on_line=log.info)
     except BusyError as error:
         return Failed(name=BUSY, message=str(error))
     except StageError as error:
+        tell_stage(root, stage.name, RunState.FAIL, *runs, message=str(error))
         return Failed(message=str(error))
+    tell_stage(root, stage.name, RunState.COMPLETE, *runs)
     log.info("%s: %s in %.1f s", stage.name, result.outcome, result.seconds)
     publish_metrics(root, stage)
     return result

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from openlineage.client.event_v2 import RunState
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
@@ -22,6 +23,7 @@ from prefect.states import Completed, Failed
 
 from flows.dvc_process import begin_run, stop_all
 from flows.dvc_stage import repro, save_experiment
+from flows.lineage_events import finish, tell_flow
 from flows.plan import PlannedStage, read_plan, select
 from flows.tied import TIED_PID
 
@@ -55,13 +57,22 @@ def _run(force: bool, targets: list[str] | None, save: bool) -> State[Any]:
     except ValueError as error:
         return Failed(message=str(error))
     log.info("stages: %s", ", ".join(stage.name for stage in stages))
+    run = str(runtime.flow_run.id)
+    tell_flow(RunState.START, run)
     futures: dict[str, PrefectFuture[Any]] = {}
     for stage in stages:
         upstream = [futures[name] for name in stage.upstream]
         futures[stage.name] = repro.submit(ROOT, stage, force, return_state=False, wait_for=upstream)
     for future in futures.values():
         future.wait()
-    return _conclude(stages, futures, save)
+    state = _conclude(stages, futures, save)
+    if state.is_completed():
+        tell_flow(RunState.COMPLETE, run)
+    else:
+        tell_flow(RunState.FAIL, run, state.message)
+    if problem := finish():
+        log.warning(problem)
+    return state
 
 
 def _conclude(stages: list[PlannedStage], futures: dict[str, PrefectFuture[Any]], save: bool) -> State[Any]:

@@ -19,6 +19,7 @@ from macflow import (
     cli_cards,
     cli_dataset,
     cli_export,
+    cli_lineage,
     cli_promote,
     cli_run,
     cli_signing,
@@ -40,6 +41,7 @@ Examples:
   macflow evaluate models/policy --episodes 200
   macflow run models/policy --episodes 10
   macflow tune alpha --trials 20 --jobs 2
+  macflow lineage models/policy
   macflow dataset list --available
   macflow dataset record mpe-spread/expert --out my-data
 
@@ -60,7 +62,8 @@ app.add_typer(cli_baseline.app, name="baseline")
 app.add_typer(cli_export.export_app, name="export")
 app.add_typer(cli_export.bench_app, name="bench")
 app.add_typer(cli_cards.policy_app, name="policy")
-app.add_typer(cli_signing.app, name="lineage")
+cli_signing.register(cli_lineage.lineage_app)
+app.add_typer(cli_lineage.lineage_app, name="lineage")
 app.command()(cli_run.run)
 app.command()(cli_tune.tune)
 app.add_typer(cli_sweep.app, name="sweep")

@@ -101,7 +101,3 @@ def register(app: typer.Typer) -> None:
     app.command("keygen")(keygen)
     app.command("sign")(sign)
     app.command("verify-signature")(verify_signature)
-
-
-app = typer.Typer(no_args_is_help=True, help="Sign bundles, and check what others have signed.")
-register(app)

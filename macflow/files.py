@@ -78,3 +78,15 @@ def digest(path: Path) -> str:
     for member in sorted(p for p in path.rglob("*") if p.is_file()):
         whole.update(f"{member.relative_to(path).as_posix()}\0{digest(member)}\n".encode())
     return whole.hexdigest()
+
+
+def dvc_md5(path: Path) -> str:
+    """Return the hash under which DVC knows a file, or a folder: that of its list of files, with `.dir`."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    members = [
+        {"md5": dvc_md5(p), "relpath": p.relative_to(path).as_posix()} for p in path.rglob("*") if p.is_file()
+    ]
+    listed = json.dumps(sorted(members, key=lambda member: member["relpath"]), sort_keys=True)
+    return hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest() + ".dir"

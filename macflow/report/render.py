@@ -40,14 +40,15 @@ def render_page(content: Content, title: str) -> str:
         gif=base64.b64encode(content.episode_gif).decode("ascii"),
         wide_graph=lay_out(content.lineage, vertical=False),
         tall_graph=lay_out(content.lineage, vertical=True),
+        hashes={a.path: a.sha256[:10] if a.sha256 else "not present" for a in content.lineage.artifacts},
         chart_library=chart_library(),
     )
 
 
-def page_templates() -> jinja2.Environment:
-    """Return the pages' templates, with filters that write numbers."""
+def page_templates(*others: Path) -> jinja2.Environment:
+    """Return the pages' templates and those in `others`, with filters that write numbers."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader([TEMPLATES, *others]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -33,8 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parent": set(),
     "sweeps": {"types", "files", "parent", "runs"},
     "params_file": {"types", "files", "config"},
-    # Attestations, promotion and cards: no training, no torch.
-    "lineage": {"types", "files", "data"},
+    # What the records of a project say of each other, attestations, promotion and cards: no training, no torch.
+    "lineage": {"types", "files", "data", "report"},
     # Names what environments record and importers fetch, so it knows both.
     "catalogue": {"types", "files", "envs", "data"},
 }
@@ -46,6 +46,7 @@ EVERYTHING = {
     "cli_cards",
     "cli_dataset",
     "cli_export",
+    "cli_lineage",
     "cli_listing",
     "cli_promote",
     "cli_run",

@@ -20,6 +20,8 @@ from typing import Any
 import psutil
 import pytest
 from conftest import Project, copy_of, wait_until
+from openlineage_rules import check_event
+from receiver import Receiver
 
 from flows import tied
 
@@ -40,6 +42,8 @@ class Served:
 
     project: Project
     api: str
+    # Takes the OpenLineage events of its runs.
+    receiver: Receiver
     process: subprocess.Popen[str] | None = field(default=None)
 
     def start(self) -> None:
@@ -121,9 +125,13 @@ def server(reproduced: Project, tmp_path_factory: pytest.TempPathFactory) -> Ite
     settings = project.root / "prefect.toml"
     settings.write_text(settings.read_text().replace(":4200/", f":{port}/"))
     assert str(port) in settings.read_text()
-    served = Served(project, f"http://127.0.0.1:{port}/api")
-    yield served
+    receiver = Receiver()
+    served = Served(project, f"http://127.0.0.1:{port}/api", receiver)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENLINEAGE_URL", receiver.url)
+        yield served
     served.stop()
+    receiver.close()
     left = project.processes("prefect") + served.of_runs()
     for process in left:
         process.kill()
@@ -185,6 +193,34 @@ def test_a_run_goes_to_the_end(served: Served) -> None:
     assert not (project.root.parent / "home" / ".prefect").exists()
 
 
+def test_a_run_tells_openlineage_what_it_read_and_wrote(unchanged: Served) -> None:
+    unchanged.receiver.posted.clear()
+    unchanged.project.check(*RUN, "--param", "force=true", "--param", 'targets=["prepare"]', timeout=180)
+    assert {path for path, _ in unchanged.receiver.posted} == {"/api/v1/lineage"}
+    events = [event for _, event in unchanged.receiver.posted]
+    for event in events:
+        check_event(event)
+    assert [(event["job"]["name"], event["eventType"]) for event in events] == [
+        ("macflow", "START"),
+        ("record", "START"), ("record", "COMPLETE"),
+        ("prepare", "START"), ("prepare", "COMPLETE"),
+        ("macflow", "COMPLETE"),
+    ]  # fmt: skip
+    run = unchanged.last_run()
+    assert events[0]["run"]["runId"] == events[-1]["run"]["runId"] == run["id"]
+    task = unchanged.tasks(run)["prepare"]
+    for event in events[3:5]:
+        assert event["run"]["runId"] == task["id"]
+        assert event["run"]["facets"]["parent"]["run"]["runId"] == run["id"]
+    locked = unchanged.project.lock()["prepare"]
+    versions = {
+        data["name"]: data["facets"]["version"]["datasetVersion"]
+        for data in [*events[4]["inputs"], *events[4]["outputs"]]
+    }
+    told = [*locked["outs"], *(dep for dep in locked["deps"] if dep["path"] == "data/raw")]
+    assert versions == {entry["path"]: entry["md5"] for entry in told}
+
+
 def test_a_failing_stage_is_shown_with_its_own_message(unchanged: Served) -> None:
     project = unchanged.project
     lock = (project.root / "dvc.lock").read_bytes()
@@ -201,6 +237,27 @@ def test_a_failing_stage_is_shown_with_its_own_message(unchanged: Served) -> Non
     assert unchanged.outcomes()["record"] == "up to date"
     assert unchanged.outcomes()["train_flow"] == "not run"
     assert (project.root / "dvc.lock").read_bytes() == lock
+
+
+def test_openlineage_is_told_of_a_failure_and_may_be_away(unchanged: Served) -> None:
+    unchanged.project.set_params({"prepare": {"max_abs_reward": 0.001}})
+    unchanged.receiver.posted.clear()
+    unchanged.project.run(*RUN, "--param", 'targets=["prepare"]', timeout=180)
+    *_, stage, whole = [event for _, event in unchanged.receiver.posted]
+    assert [(x["job"]["name"], x["eventType"]) for x in (stage, whole)] == [
+        ("prepare", "FAIL"),
+        ("macflow", "FAIL"),
+    ]
+    assert "rewards_believable" in stage["run"]["facets"]["errorMessage"]["message"]
+    unchanged.project.set_params({"prepare": {"max_abs_reward": 1e6}})
+    unchanged.receiver.close()
+    done = unchanged.project.check(*RUN, "--param", 'targets=["prepare"]', timeout=180)
+    assert "Completed" in done
+    logs = unchanged.ask(
+        "logs/filter", logs={"flow_run_id": {"any_": [unchanged.last_run()["id"]]}}, limit=200
+    )
+    [warning] = [line["message"] for line in logs if "OpenLineage" in line["message"]]
+    assert "OpenLineage events were not delivered" in warning
 
 
 def test_a_study_runs_as_a_flow_and_goes_on(unchanged: Served) -> None:

@@ -222,6 +222,20 @@ def test_episode_can_be_paused_and_rests_where_motion_is_unwanted(browser: Brows
     calm.close()
 
 
+def test_a_box_of_the_lineage_opens_its_details(browser: Browser, report: Path) -> None:
+    page = Visit(browser, report).page
+    boxes = page.locator(".graph.wide a")
+    for index in range(boxes.count()):
+        boxes.nth(index).click()
+        details = page.locator(".artifacts details").nth(index)
+        assert details.get_attribute("open") is not None
+        assert "SHA-256" in details.inner_text()
+    before = page.locator(".graph.wide").get_attribute("viewBox")
+    page.get_by_role("button", name="Zoom in").click()
+    assert page.locator(".graph.wide").get_attribute("viewBox") != before
+    page.close()
+
+
 def test_curve_tells_its_values_at_the_pointer(browser: Browser, report: Path) -> None:
     page = Visit(browser, report).page
     plot = page.locator("#plot-w2 svg")
