@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parent": set(),
     "sweeps": {"types", "files", "parent", "runs"},
     "params_file": {"types", "files", "config"},
-    # What the records of a project say of each other, attestations, promotion and cards: no training, no torch.
+    # What a project's records say of each other, attestations, promotion, cards: no training, no torch.
     "lineage": {"types", "files", "data", "report"},
     # Names what environments record and importers fetch, so it knows both.
     "catalogue": {"types", "files", "envs", "data"},
