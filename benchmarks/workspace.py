@@ -18,18 +18,9 @@ from typing import Any
 
 import yaml
 
+from macflow.sweeps.plan import merged
+
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the sections of `override` merged in; `kwargs` are replaced, not merged."""
-    out = dict(base)
-    for key, value in override.items():
-        if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) and key != "kwargs":
-            out[key] = merged(out[key], value)
-        else:
-            out[key] = value
-    return out
 
 
 def make_workspace(

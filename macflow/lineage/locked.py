@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from macflow.files import dvc_md5
 from macflow.types import DataError
 
 LOCK = "dvc.lock"
@@ -45,20 +44,6 @@ def file_at(root: Path, commit: str, path: str) -> str:
         return git(root, "show", f"{commit}:./{path}")
     except DataError:
         raise DataError(f"{path}: not in git at {commit[:12]}") from None
-
-
-def dvc_md5(path: Path) -> str:
-    """Return the hash that dvc.lock would record for a file or folder."""
-    if path.is_dir():
-        listed = [
-            {"md5": dvc_md5(member), "relpath": member.relative_to(path).as_posix()}
-            for member in path.rglob("*")
-            if member.is_file()
-        ]
-        text = json.dumps(sorted(listed, key=lambda entry: entry["relpath"]), sort_keys=True)
-        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 class Lock:

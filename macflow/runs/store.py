@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,19 @@ class RunStore:
                 (folder / "params.yaml").write_text(text, encoding="utf-8")
                 for path, source in sources.items():
                     link(source, folder / path)
-                self._run(stage, params, folder)
+                self.call(stage, self.pipeline.command(stage, params), folder)
                 (folder / DONE).touch()
         return folder
 
-    def _run(self, stage: str, params: Mapping[str, Any], folder: Path) -> None:
-        with (folder / LOG).open("w") as log:
+    def call(self, what: str, command: Sequence[str], folder: Path) -> None:
+        """Run a command in a run's folder, its output at the end of the log there.
+
+        Raises:
+            StageFailedError: it failed; the message names `what` it was, its last words and the log.
+        """
+        with (folder / LOG).open("a") as log:
             done = subprocess.run(
-                self.pipeline.command(stage, params),
+                list(command),
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -80,7 +85,7 @@ class RunStore:
                 env={**os.environ, "PYTHONPATH": str(self.pipeline.project)},
             )
         if done.returncode:
-            raise StageFailedError.of(stage, done.returncode, folder / LOG)
+            raise StageFailedError.of(what, done.returncode, folder / LOG)
 
 
 def link(source: Path, target: Path) -> None:

@@ -10,8 +10,6 @@ former is there.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from filelock import FileLock
 from macflow.files import digest, read_json, write_json
 from macflow.parent import die_with_parent
 from macflow.runs.pipeline import Pipeline
-from macflow.runs.store import DONE, LOG, RunStore, StageFailedError, link
+from macflow.runs.store import DONE, RunStore, link
 from macflow.sweeps.plan import Cell
 from macflow.types import MacflowError
 
@@ -79,28 +77,15 @@ def _baseline(runs: RunStore, cell: Cell, how: Mapping[str, Any]) -> dict[str, A
     with FileLock(folder / "lock"):
         if not (folder / DONE).exists():
             link(prepared, folder / "data/prepared")
-            _call(
-                runs, folder, "w", "train", how["method"], "--data=data/prepared", "--out=baseline", *trained
-            )
-            _call(runs, folder, "a", "evaluate", "baseline", *played, "--json=evaluation.json")
+            for what, arguments in (
+                ("train", [how["method"], "--data=data/prepared", "--out=baseline", *trained]),
+                ("evaluate", ["baseline", *played, "--json=evaluation.json"]),
+            ):
+                command = [sys.executable, "-m", "macflow.cli", "baseline", what, *arguments]
+                runs.call(f"baseline {what}", command, folder)
             (folder / DONE).touch()
     data_return = read_json(prepared / "dataset.json")["returns"]["mean"]
     return _outcome(read_json(folder / "evaluation.json"), data_return, folder, folder / "baseline")
-
-
-def _call(runs: RunStore, folder: Path, mode: str, *arguments: str) -> None:
-    """Run `macflow baseline ARGUMENTS` in `folder`; raises `StageFailedError` with its last words."""
-    with (folder / LOG).open(mode) as log:
-        done = subprocess.run(
-            [sys.executable, "-m", "macflow.cli", "baseline", *arguments],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(runs.pipeline.project)},
-        )
-    if done.returncode:
-        raise StageFailedError.of(f"baseline {arguments[0]}", done.returncode, folder / LOG)
 
 
 def _outcome(played: Mapping[str, Any], data_return: float, folder: Path, artifact: Path) -> dict[str, Any]:
