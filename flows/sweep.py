@@ -1,6 +1,6 @@
 """The flow `sweep`: what is left of a sweep of `macflow sweep`, a task per cell, on threads, Dask or Ray.
 
-    python -m flows.sweep examples/sweep.yaml --engine dask --jobs 4
+    python -m flows.sweep examples/sweeps/peers.yaml --engine dask --jobs 4
 
 Called so, which `macflow sweep run --engine dask` does, it brings a Prefect server of its own for the time of
 the run. A cell is a process wherever its task runs, `python -m macflow.sweeps.cell`, and leaves its outcome
@@ -66,7 +66,7 @@ def run_cell(root: str, store: str, label: str, content: Mapping[str, Any]) -> N
 
 @flow(name="sweep", description="Every method on every dataset with every seed.")
 def sweep(
-    file: str = "examples/sweep.yaml",
+    file: str = "examples/sweeps/peers.yaml",
     engine: Engine = "local",
     jobs: int = 2,
     address: str | None = None,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Every method on every dataset with every seed.")
 
-SweepPath = Annotated[Path, typer.Argument(help="The sweep: a YAML file such as examples/sweep.yaml.")]
+SweepPath = Annotated[Path, typer.Argument(help="The sweep: a YAML file such as examples/sweeps/peers.yaml.")]
 Out = Annotated[Path, typer.Option(help="Folder of sweeps: results in OUT/NAME, runs of all in OUT/runs.")]
 RUNS = "runs"
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from macflow.config import check_params
+from macflow.sweeps.plan import merged
 from macflow.types import ConfigError
 from tools.use_example import use_example
-from workspace import merged
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -33,7 +33,7 @@ def test_every_example_is_what_the_benchmarks_run_and_changes_nothing_else(
 ) -> None:
     before = params.read_text(encoding="utf-8")
     changed = use_example(example, params)
-    # An independent merge, that of benchmarks/workspace.py.
+    # An independent merge, that of sweeps.
     assert load(params) == merged(load(ROOT / "params.yaml"), load(example))
     check_params(params, load(params))
     after = params.read_text(encoding="utf-8")
