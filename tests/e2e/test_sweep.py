@@ -177,6 +177,7 @@ def test_a_cluster_comes_to_the_same_when_a_worker_is_killed(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_eighteen_cells_are_the_same_everywhere_from_nothing(fresh: Project, tmp_path: Path) -> None:
     found = set()
     for engine in ("local", "dask", "ray"):
