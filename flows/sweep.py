@@ -39,8 +39,6 @@ LOOPBACK = "127.0.0.1"
 RUNS = "runs"
 # Times that a cell is begun whose worker ended under it.
 ATTEMPTS = 3
-# Of a result that never comes because a cluster gave up on it without a word.
-SILENCE_SECONDS = 24 * 3600.0
 
 
 @task(name="cell", cache_policy=NO_CACHE, persist_result=False, task_run_name="{label}")
@@ -119,7 +117,7 @@ def run_cells(
             runner.submit(run_cell, {"root": root, "store": store, "label": label, "content": content}): label
             for label, content in waiting.items()
         }
-        for future in as_completed(list(futures), timeout=SILENCE_SECONDS):
+        for future in as_completed(list(futures)):
             label = futures[future]
             try:
                 future.result()
