@@ -42,8 +42,8 @@ class Served:
 
     project: Project
     api: str
-    # Takes the OpenLineage events of its runs.
-    receiver: Receiver
+    # Takes the OpenLineage events of its runs; only the flow's own tests need one.
+    receiver: Receiver | None = None
     process: subprocess.Popen[str] | None = field(default=None)
 
     def start(self) -> None:
