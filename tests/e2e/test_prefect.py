@@ -273,6 +273,27 @@ def test_a_study_runs_as_a_flow_and_goes_on(unchanged: Served) -> None:
     assert "needs 0 < LOW < HIGH" in unchanged.last_run()["state"]["message"]
 
 
+def test_a_sweep_runs_as_a_flow_and_names_what_failed(unchanged: Served) -> None:
+    project = unchanged.project
+    (project.root / "one.yaml").write_text(
+        "datasets: {game-xor/mixed: {prepare: {max_duplicate_fraction: 1.0}}}\n"
+        "seeds: [0]\n"
+        "methods: {bc: {baseline: bc}}\n"
+        "peers: {batch_size: 32, hidden: [16]}\n"
+    )
+    command = ("prefect", "deployment", "run", "sweep/sweep", "--watch", "--param", "file=one.yaml")
+    project.check(*command)
+    assert unchanged.last_run()["state"]["message"] == "1 cells, 1 of them run now"
+    assert [task["state"]["type"] for task in unchanged.tasks(unchanged.last_run()).values()] == ["COMPLETED"]
+    project.check(*command)
+    assert unchanged.last_run()["state"]["message"] == "1 cells, 0 of them run now"
+    wrong = (project.root / "one.yaml").read_text().replace("1.0", "0.0")
+    (project.root / "one.yaml").write_text(wrong)
+    assert project.run(*command).returncode == 1
+    assert "cells failed" in unchanged.last_run()["state"]["message"]
+    assert "1 of 13 expectations failed" in (project.root / "sweeps/one/summary.md").read_text()
+
+
 def test_an_unknown_target_is_refused(unchanged: Served) -> None:
     assert unchanged.project.run(*RUN, "--param", 'targets=["distil"]').returncode == 1
     message = unchanged.last_run()["state"]["message"]
